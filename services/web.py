@@ -1,0 +1,197 @@
+"""FastAPI scaffold of every service: problem documents, health checks, body limit, safe headers."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from instructzero.errors import FieldProblem, InstructZeroError, PayloadTooLarge
+
+log = logging.getLogger(__name__)
+PROBLEM = "application/problem+json"
+MAX_BODY_BYTES = 32 * 1024 * 1024
+ReadyCheck = Callable[[], Awaitable[Mapping[str, str]]]
+"""Returns {part: "ok" or what is wrong}."""
+
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cache-control": "no-store",
+}
+
+
+def product_version() -> str:
+    """Return the installed version of the product."""
+    try:
+        return version("instructzero")
+    except PackageNotFoundError:
+        return "0.0.0+source"
+
+
+def problem(
+    request_id: str, *, status: int, code: str, detail: str, errors: tuple[FieldProblem, ...] = ()
+) -> JSONResponse:
+    """Return an RFC 9457 problem document."""
+    body: dict[str, object] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "request_id": request_id,
+    }
+    if errors:
+        body["errors"] = [error._asdict() for error in errors]
+    return JSONResponse(body, status_code=status, media_type=PROBLEM)
+
+
+class Envelope:
+    """ASGI middleware: a request id, safe headers, and a bound on the body before it is read."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {key.lower(): value for key, value in scope["headers"]}
+        request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        seen = 0
+
+        async def bounded_receive() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.max_body_bytes:
+                raise PayloadTooLarge(f"the body is larger than {self.max_body_bytes} bytes")
+            return message
+
+        async def decorated_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {key.lower() for key, _ in message["headers"]}
+                extra = {**SECURITY_HEADERS, "x-request-id": request_id}
+                message["headers"] = [
+                    *message["headers"],
+                    *(
+                        (key.encode(), value.encode())
+                        for key, value in extra.items()
+                        if key.encode() not in present
+                    ),
+                ]
+            await send(message)
+
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.max_body_bytes:
+            response = problem(
+                request_id,
+                status=413,
+                code=PayloadTooLarge.code,
+                detail=f"the body is larger than {self.max_body_bytes} bytes",
+            )
+            await response(scope, receive, decorated_send)
+            return
+        await self.app(scope, bounded_receive, decorated_send)
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that the envelope gave this request."""
+    return str(getattr(request.state, "request_id", "-"))
+
+
+def field_problems(errors: list[dict[str, object]]) -> tuple[FieldProblem, ...]:
+    """Turn Pydantic's errors into pointers and details, never echoing the input."""
+    problems = []
+    for error in errors[:100]:
+        parts = error["loc"] if isinstance(error["loc"], tuple) else ()
+        path = [str(part).replace("~", "~0").replace("/", "~1") for part in parts if part != "body"]
+        detail = str(error["msg"]).removeprefix("Value error, ")
+        problems.append(FieldProblem("/" + "/".join(path) if path else "", detail[:500]))
+    return tuple(problems)
+
+
+async def _on_known(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, InstructZeroError)
+    response = problem(
+        request_id_of(request),
+        status=error.status,
+        code=error.reason,
+        detail=error.detail,
+        errors=error.errors,
+    )
+    if error.retry_after_seconds is not None:
+        response.headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
+    return response
+
+
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = field_problems([dict(item) for item in error.errors()])
+    first = f"{errors[0].pointer or 'body'}: {errors[0].detail}" if errors else "not valid"
+    return problem(
+        request_id_of(request), status=422, code="invalid_request", detail=first, errors=errors
+    )
+
+
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    response = problem(
+        request_id_of(request), status=error.status_code, code=code, detail=str(error.detail)
+    )
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    log.error("unhandled error", exc_info=error, extra={"request_id": request_id_of(request)})
+    return problem(
+        request_id_of(request),
+        status=500,
+        code="internal_error",
+        detail="something went wrong on our side; the log has it under this request id",
+    )
+
+
+def install(app: FastAPI, *, ready: ReadyCheck, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+    """Add problem documents, /healthz, /readyz, /version and the envelope to a service."""
+    app.add_exception_handler(InstructZeroError, _on_known)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(Envelope, max_body_bytes=max_body_bytes)
+
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """Say that the process runs."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"], responses={503: {"description": "a part is missing"}})
+    async def readyz() -> JSONResponse:
+        """Say whether everything this service needs answers."""
+        parts = dict(await ready())
+        is_ready = all(state == "ok" for state in parts.values())
+        return JSONResponse(
+            {"status": "ok" if is_ready else "not_ready", "parts": parts},
+            status_code=200 if is_ready else 503,
+        )
+
+    @app.get("/version", tags=["health"])
+    async def show_version() -> dict[str, str]:
+        """Say which version this is."""
+        return {"version": product_version()}
+
+    return app
