@@ -1,1 +1,1 @@
-"""InstructZero, the service: finds the instruction that makes a black-box model do your task best."""
+"""Find the instruction that makes a black-box language model do your task best."""

@@ -43,7 +43,9 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Text = Annotated[str, StringConstraints(max_length=MAX_TEXT), AfterValidator(_no_control_characters)]
+Text = Annotated[
+    str, StringConstraints(max_length=MAX_TEXT), AfterValidator(_no_control_characters)
+]
 FilledText = Annotated[Text, StringConstraints(min_length=1)]
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")
@@ -253,7 +255,7 @@ class JobSpec(Wire):
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=20)] = {}
 
     def spec_hash(self) -> str:
-        """Return the SHA-256 of what determines the result (not the name, the labels or the tenant)."""
+        """Return the SHA-256 of what determines the result (not name, labels or tenant)."""
         content = self.model_dump(mode="json", exclude={"name", "labels", "tenant", "weight"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -600,7 +602,7 @@ class ScoreExample(Wire):
 class ScoreRequest(Wire):
     """Try one instruction on some examples.
 
-    `calls` bounds the requests sent to the target for this request, retries included (a judge's too);
+    `calls` bounds the requests sent to the target for this request, retries and a judge's included;
     None allows the scorer's own number of attempts per example.
     """
 

@@ -1,0 +1,1 @@
+"""The optimizer: jobs over REST, their runner, and the search."""

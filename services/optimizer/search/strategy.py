@@ -6,8 +6,8 @@ in journal order, and draws randomness only from (job seed, step, purpose). The 
 again what is already in the journal, so a strategy that must remember something between steps (warm
 starts, for example) puts it into `Decision.memo`.
 
-Names: an *arm* is a distinct instruction text, numbered 0, 1, 2... in the order the caller first saw
-it; an *example* is a position in the validation set; a *point* is a latent z in [-1, 1]^d, numbered
+Names: an *arm* is a distinct instruction text, numbered 0, 1, 2... in the order the caller first
+saw it; an *example* is a position in the validation set; a *point* is a latent z in [-1, 1]^d, numbered
 in the order proposed.
 """
 
@@ -52,7 +52,7 @@ class Problem:
 class Room:
     """What is left, at the moment of asking. None: not bounded.
 
-    `calls` already excludes what the final check reserves, and what retries and calls in doubt cost.
+    `calls` excludes what the final check reserves and what retries and calls in doubt cost.
     """
 
     calls: int | None = None
@@ -76,7 +76,7 @@ class Decision:
         points: latent points to turn into instructions, each d floats in [-1, 1].
         evaluations: (arm, example) pairs to buy; no pair twice in a job.
         reason: a short word for the record ("initial_design", "race", "expected_improvement"...).
-        point_notes: for each point, figures for the record: {"acquisition": .., "mean": .., "sd": ..}.
+        point_notes: for each point, figures for the record: {"acquisition": ..., "mean": ...}.
         memo: JSON-serialisable state that later proposals depend on; given back by `observe`.
         snapshot: JSON-serialisable record of the surrogate for plots; deleting it changes nothing.
     """
