@@ -1,0 +1,146 @@
+"""Status transitions, splits and budget arithmetic: pure functions of a job's spec and ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from instructzero.contracts import (
+    MIN_VALIDATION,
+    Example,
+    JobSpec,
+    JobStatus,
+    MetricName,
+    TargetView,
+    render,
+)
+
+NEXT: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED}),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset(
+        {
+            JobStatus.QUEUED,
+            JobStatus.PAUSED,
+            JobStatus.SUCCEEDED,
+            JobStatus.FAILED,
+            JobStatus.CANCELLED,
+        }
+    ),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+TOKENS_AROUND_A_MESSAGE = 64
+"""Upper bound of what a chat protocol adds to the text of one message."""
+SEARCH_SHARE_OF_TIME = 0.8
+"""Share of `budget.seconds` after which the search ends, so that the final check has time."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples the search may see, and those the winner is measured on."""
+
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    test_set: Literal["given", "held_out", "none"]
+
+
+def split_examples(spec: JobSpec) -> Splits:
+    """Return validation and test examples.
+
+    Without a test set a third of the validation examples is set aside, in an order that depends on
+    the seed alone, as long as `MIN_VALIDATION` examples stay; with too few, there is no test.
+    """
+    validation = spec.task.validation
+    if spec.task.test:
+        return Splits(validation, spec.task.test, "given")
+    held = min(len(validation) // 3, len(validation) - MIN_VALIDATION)
+    if held <= 0:
+        return Splits(validation, (), "none")
+
+    def rank(index: int) -> bytes:
+        return hashlib.sha256(f"{spec.seed}:held_out:{index}".encode()).digest()
+
+    chosen = set(sorted(range(len(validation)), key=rank)[:held])
+    return Splits(
+        tuple(e for i, e in enumerate(validation) if i not in chosen),
+        tuple(e for i, e in enumerate(validation) if i in chosen),
+        "held_out",
+    )
+
+
+def calls_per_evaluation(spec: JobSpec) -> int:
+    """Return how many requests one (instruction, example) needs when none fails."""
+    return spec.repeats * (2 if spec.metric.name is MetricName.JUDGE else 1)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Calls, tokens and money; of one call the most it can cost, of a job what it has cost."""
+
+    calls: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+
+    def times(self, n: int) -> Cost:
+        """Return the cost of n such calls."""
+        return Cost(self.calls * n, self.tokens * n, self.usd * n)
+
+    def plus(self, other: Cost) -> Cost:
+        """Return the sum."""
+        return Cost(self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd)
+
+
+def worst_call(spec: JobSpec, target: TargetView, instruction: str, text: str) -> Cost:
+    """Return the most that one call can cost: a token holds at least one byte of UTF-8."""
+    rendered = render(spec.template, instruction=instruction, text=text)
+    prompt = len(rendered.encode()) + TOKENS_AROUND_A_MESSAGE
+    if spec.metric.name is MetricName.JUDGE:  # the judge reads rubric, answer and accepted outputs
+        prompt += len((spec.metric.rubric or "").encode()) + 8 * target.max_tokens
+    tokens = prompt + target.max_tokens
+    price = target.price or {}
+    usd = (
+        prompt * float(str(price.get("input_per_million", 0)))
+        + target.max_tokens * float(str(price.get("output_per_million", 0)))
+    ) / 1e6
+    return Cost(1, tokens, usd)
+
+
+def typical_worst_call(spec: JobSpec, target: TargetView, splits: Splits) -> Cost:
+    """Return the worst call for the longest example under an instruction of 400 characters."""
+    longest = max((e.input for e in (*splits.validation, *splits.test)), key=len)
+    return worst_call(spec, target, "x" * 400, longest)
+
+
+def affordable_calls(spec: JobSpec, call: Cost) -> int | None:
+    """Return how many worst-case calls the budget pays for; None when nothing bounds them."""
+    bounds = []
+    if spec.budget.calls is not None:
+        bounds.append(spec.budget.calls)
+    if spec.budget.tokens is not None:
+        bounds.append(spec.budget.tokens // max(call.tokens, 1))
+    if spec.budget.usd is not None and call.usd > 0:
+        bounds.append(int(spec.budget.usd / call.usd))
+    return min(bounds) if bounds else None
+
+
+def fits(spec: JobSpec, spent: Cost, more: Cost) -> bool:
+    """Return whether the budget still holds after `more` is spent on top of `spent`."""
+    total, budget = spent.plus(more), spec.budget
+    return (
+        (budget.calls is None or total.calls <= budget.calls)
+        and (budget.tokens is None or total.tokens <= budget.tokens)
+        and (budget.usd is None or total.usd <= budget.usd + 1e-12)
+    )
+
+
+def how_many_fit(spec: JobSpec, spent: Cost, one: Cost, wanted: int) -> int:
+    """Return the largest n <= wanted such that n times `one` still fits."""
+    n = wanted
+    while n > 0 and not fits(spec, spent, one.times(n)):
+        n -= 1
+    return n

@@ -1,0 +1,396 @@
+"""Every SQL statement of the runner, one function per thing it does; Postgres and SQLite.
+
+Each write of a runner goes through `guard`: it locks the job's row and checks the lease token, so a
+runner that lost its lease can write nothing. Functions never commit; `transact` does, and repeats
+the whole transaction when the connection broke. Every statement is therefore written so that a
+second run after an unseen commit changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from instructzero.contracts import JobSpec, JobStatus, StatusReason
+from instructzero.errors import LeaseLost, StoreUnavailable
+from services.optimizer.database import SessionMaker
+from services.optimizer.jobs import NEXT
+from services.optimizer.tables import (
+    ALGO_VERSION,
+    AnswerRow,
+    ArmRow,
+    EvaluationRow,
+    EventRow,
+    HandoverRow,
+    JobRow,
+    PointRow,
+    StepRow,
+    microseconds,
+    now,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this runner owns for as long as its lease token is the newest."""
+
+    job_id: str
+    lease_token: int
+    runner_id: str
+    spec: JobSpec
+    fruitless_claims: int
+
+
+@dataclass(frozen=True)
+class Journal:
+    """All that a job has decided and learned, in order."""
+
+    steps: Sequence[StepRow]
+    points: Sequence[PointRow]
+    arms: Sequence[ArmRow]
+    evaluations: Sequence[EvaluationRow]
+    next_handover: int
+    fingerprint: str | None
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, OperationalError | InterfaceError):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+async def transact(
+    sessions: SessionMaker,
+    work: Callable[[AsyncSession], Awaitable[T]],
+    *,
+    patience_seconds: float = 30.0,
+) -> T:
+    """Run `work` in one transaction, again if the database went away or two of them collided.
+
+    Raises:
+        StoreUnavailable: the database did not come back within `patience_seconds`.
+    """
+    try:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception(_is_transient),
+            wait=wait_random_exponential(0.05, max=2.0),
+            stop=stop_after_delay(patience_seconds),
+            reraise=True,
+        ):
+            with attempt:
+                async with sessions.begin() as session:
+                    return await work(session)
+    except (OperationalError, InterfaceError, DBAPIError) as error:
+        if not _is_transient(error):
+            raise
+        raise StoreUnavailable(f"the database does not answer ({type(error).__name__})") from error
+    raise StoreUnavailable("the database does not answer")
+
+
+def checksum(decision: dict[str, Any]) -> str:
+    """Return the SHA-256 of a decision's canonical JSON."""
+    canonical = json.dumps(decision, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _claimable(*, take_over: bool) -> ColumnElement[bool]:
+    """Queued, or running under a lease that ran out (`take_over`: under any lease)."""
+    abandoned = JobRow.status == JobStatus.RUNNING
+    if not take_over:
+        abandoned = and_(abandoned, JobRow.lease_expires_at < now())
+    return or_(JobRow.status == JobStatus.QUEUED, abandoned)
+
+
+async def claim_job(
+    session: AsyncSession,
+    *,
+    runner_id: str,
+    lease_seconds: float,
+    job_id: str | None = None,
+    take_over: bool = False,
+) -> Claim | None:
+    """Claim the oldest job that is queued or whose lease ran out; None if there is none.
+
+    `job_id` claims that one only. `take_over` ignores unexpired leases: for the one process that
+    holds the lock on an embedded database, whose other runners are therefore dead.
+    """
+    oldest = (
+        select(JobRow.id)
+        .where(_claimable(take_over=take_over), JobRow.algo_version == ALGO_VERSION)
+        .order_by(JobRow.created_at, JobRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if job_id is not None:
+        oldest = oldest.where(JobRow.id == job_id)
+    row = await session.scalar(
+        update(JobRow)
+        .where(JobRow.id == oldest.scalar_subquery(), _claimable(take_over=take_over))
+        .values(
+            status=JobStatus.RUNNING,
+            runner_id=runner_id,
+            lease_token=JobRow.lease_token + 1,
+            lease_expires_at=now() + microseconds(lease_seconds),
+            fruitless_claims=JobRow.fruitless_claims + 1,
+            started_at=func.coalesce(JobRow.started_at, now()),
+            version=JobRow.version + 1,
+        )
+        .returning(JobRow)
+        .execution_options(synchronize_session=False)
+    )
+    if row is None:
+        return None
+    await add_event(session, row, "claimed", {"runner": runner_id, "lease_token": row.lease_token})
+    return Claim(
+        row.id, row.lease_token, runner_id, JobSpec.model_validate(row.spec), row.fruitless_claims
+    )
+
+
+async def guard(session: AsyncSession, claim: Claim) -> JobRow:
+    """Lock the job's row and return it if the lease is still ours.
+
+    Raises:
+        LeaseLost: another runner claimed the job, or it is not running any more.
+    """
+    row = await session.scalar(
+        select(JobRow)
+        .where(
+            JobRow.id == claim.job_id,
+            JobRow.lease_token == claim.lease_token,
+            JobRow.status == JobStatus.RUNNING,
+        )
+        .with_for_update()
+    )
+    if row is None:
+        raise LeaseLost(f"job {claim.job_id} has another owner")
+    row.version += 1
+    return row
+
+
+async def add_event(session: AsyncSession, row: JobRow, kind: str, data: dict[str, Any]) -> None:
+    """Append to the job's events; the caller holds the row."""
+    row.n_events += 1
+    session.add(EventRow(job_id=row.id, seq=row.n_events, type=kind, data=data))
+
+
+async def load_journal(session: AsyncSession, job_id: str) -> Journal:
+    """Read back everything a job has decided and learned."""
+
+    async def rows(table: type[T], *order: Any) -> Sequence[T]:
+        query = select(table).where(table.job_id == job_id).order_by(*order)  # type: ignore[attr-defined]
+        return (await session.scalars(query)).all()
+
+    handovers = select(HandoverRow.n).where(HandoverRow.job_id == job_id)
+    last = await session.scalar(handovers.order_by(HandoverRow.n.desc()).limit(1))
+    return Journal(
+        steps=await rows(StepRow, StepRow.step),
+        points=await rows(PointRow, PointRow.n),
+        arms=await rows(ArmRow, ArmRow.n),
+        evaluations=await rows(
+            EvaluationRow, EvaluationRow.split, EvaluationRow.arm, EvaluationRow.example
+        ),
+        next_handover=0 if last is None else last + 1,
+        fingerprint=await session.scalar(select(JobRow.fingerprint).where(JobRow.id == job_id)),
+    )
+
+
+async def charge_calls_in_doubt(session: AsyncSession, claim: Claim) -> int:
+    """Charge what a dead runner had handed over and never accounted for; return the calls."""
+    row = await guard(session, claim)
+    query = select(HandoverRow).where(
+        HandoverRow.job_id == claim.job_id,
+        HandoverRow.state == "sent",
+        HandoverRow.lease_token < claim.lease_token,
+    )
+    calls = 0
+    for handover in (await session.scalars(query)).all():
+        calls += close_handover(row, handover, is_in_doubt=True)
+    if calls:
+        await add_event(session, row, "calls_in_doubt", {"calls": calls})
+    return calls
+
+
+def close_handover(row: JobRow, handover: HandoverRow, *, is_in_doubt: bool) -> int:
+    """Give a reservation back, or charge what is left of it; return the calls in doubt."""
+    if handover.state != "sent":
+        return 0
+    left = max(handover.reserved_calls - handover.used_calls, 0)
+    share = left / handover.reserved_calls if handover.reserved_calls else 0.0
+    row.reserved_calls -= handover.reserved_calls
+    row.reserved_tokens -= handover.reserved_tokens
+    row.reserved_usd = max(row.reserved_usd - handover.reserved_usd, 0.0)
+    handover.state = "in_doubt" if is_in_doubt and left else "done"
+    if not is_in_doubt or not left:
+        return 0
+    row.calls += left
+    row.in_doubt_calls += left
+    row.in_doubt_tokens += round(handover.reserved_tokens * share)
+    row.in_doubt_usd += handover.reserved_usd * share
+    return left
+
+
+async def add_given_arms(
+    session: AsyncSession, claim: Claim, arms: Sequence[tuple[str, str]]
+) -> None:
+    """Store the instructions a job starts from: (text, source), numbered from 0."""
+    row = await guard(session, claim)
+    for n, (instruction, source) in enumerate(arms):
+        if await session.get(ArmRow, (claim.job_id, n)) is None:
+            session.add(ArmRow(job_id=claim.job_id, n=n, text=instruction, source=source, step=0))
+    row.n_arms = max(row.n_arms, len(arms))
+
+
+async def journal_decision(
+    session: AsyncSession,
+    claim: Claim,
+    *,
+    step: int,
+    kind: str,
+    decision: dict[str, Any],
+    snapshot: dict[str, Any] | None,
+    new_trials: Sequence[int],
+) -> None:
+    """Store a decision before anything depends on it, and number the arms it tries first."""
+    row = await guard(session, claim)
+    if await session.get(StepRow, (claim.job_id, step)) is not None:
+        return  # our own commit, unseen
+    session.add(
+        StepRow(
+            job_id=claim.job_id,
+            step=step,
+            kind=kind,
+            decision=decision,
+            checksum=checksum(decision),
+            snapshot=snapshot,
+            lease_token=claim.lease_token,
+        )
+    )
+    for arm in new_trials:
+        row.n_trials += 1
+        await session.execute(
+            update(ArmRow)
+            .where(ArmRow.job_id == claim.job_id, ArmRow.n == arm, ArmRow.trial.is_(None))
+            .values(trial=row.n_trials, trial_step=step)
+        )
+    row.step = step
+
+
+async def store_texts(
+    session: AsyncSession,
+    claim: Claim,
+    *,
+    fingerprint: str,
+    points: Sequence[PointRow],
+    new_arms: Sequence[ArmRow],
+) -> None:
+    """Store what the generator wrote for some points, in order, with the arms they open."""
+    row = await guard(session, claim)
+    if points and await session.get(PointRow, (claim.job_id, points[0].n)) is not None:
+        return
+    row.fingerprint = fingerprint
+    row.fruitless_claims = 0
+    row.n_points += len(points)
+    row.n_arms += len(new_arms)
+    session.add_all(new_arms)
+    await session.flush()
+    session.add_all(points)
+    for point in points:
+        if point.arm is not None:
+            await session.execute(
+                update(ArmRow)
+                .where(ArmRow.job_id == claim.job_id, ArmRow.n == point.arm)
+                .values(n_points=ArmRow.n_points + 1)
+            )
+
+
+async def finish_step(
+    session: AsyncSession, claim: Claim, *, step: int, best: dict[str, Any] | None
+) -> None:
+    """Mark a step as done and publish the leader."""
+    row = await guard(session, claim)
+    await session.execute(
+        update(StepRow)
+        .where(StepRow.job_id == claim.job_id, StepRow.step == step)
+        .values(is_done=True, done_at=now())
+    )
+    row.fruitless_claims = 0
+    if best is not None:
+        if row.best is None or row.best.get("instruction") != best["instruction"]:
+            await add_event(session, row, "new_best", best)
+        row.best = best
+
+
+async def move_job(
+    session: AsyncSession,
+    claim: Claim,
+    to: JobStatus,
+    *,
+    reason: StatusReason | None = None,
+    stop_reason: str | None = None,
+    result: dict[str, Any] | None = None,
+) -> None:
+    """Leave `running`: give the lease back, or end the job with its result.
+
+    Raises:
+        LeaseLost: the job is not ours any more.
+    """
+    if to not in NEXT[JobStatus.RUNNING]:
+        raise ValueError(f"a running job cannot become {to}")
+    row = await guard(session, claim)
+    row.status, row.runner_id, row.lease_expires_at = to, None, None
+    row.status_reason = reason.model_dump() if reason else None
+    row.conditions = []
+    if to.is_finished:
+        row.stop_reason, row.result = stop_reason, result
+        row.finished_at = now()  # type: ignore[assignment]
+        row.cancel_requested = row.pause_requested = False
+    elif to is JobStatus.PAUSED:
+        row.pause_requested = False
+    if to is JobStatus.QUEUED:
+        row.fruitless_claims = max(row.fruitless_claims - 1, 0)
+    await add_event(session, row, str(to), {"reason": reason.code} if reason else {})
+
+
+def renew_statement(claim: Claim, lease_seconds: float) -> Any:
+    """Return the UPDATE that renews a lease; it returns the cancel and pause flags, or no row."""
+    return (
+        update(JobRow)
+        .where(
+            JobRow.id == claim.job_id,
+            JobRow.lease_token == claim.lease_token,
+            JobRow.status == JobStatus.RUNNING,
+        )
+        .values(lease_expires_at=now() + microseconds(lease_seconds))
+        .returning(JobRow.cancel_requested, JobRow.pause_requested)
+    )
+
+
+async def read_answer(session: AsyncSession, key: str, max_age_seconds: float) -> Any:
+    """Return a stored answer that is young enough, or None."""
+    return await session.scalar(
+        select(AnswerRow.content).where(
+            AnswerRow.key == key, AnswerRow.stored_at > now() - microseconds(max_age_seconds)
+        )
+    )
+
+
+async def write_answer(session: AsyncSession, key: str, content: dict[str, Any]) -> None:
+    """Store an answer, in place of an older one."""
+    moved = await session.scalar(
+        update(AnswerRow)
+        .where(AnswerRow.key == key)
+        .values(content=content, stored_at=now())
+        .returning(AnswerRow.key)
+    )
+    if moved is None:
+        await session.execute(insert(AnswerRow).values(key=key, content=content))
