@@ -250,6 +250,20 @@ async def add_given_arms(
     row.n_arms = max(row.n_arms, len(arms))
 
 
+async def add_empty_arm(session: AsyncSession, claim: Claim) -> ArmRow:
+    """Store the empty instruction, which only the final check measures, as the last arm."""
+    row = await guard(session, claim)
+    known = await session.scalar(
+        select(ArmRow).where(ArmRow.job_id == claim.job_id, ArmRow.source == "empty")
+    )
+    if known is not None:
+        return known
+    arm = ArmRow(job_id=claim.job_id, n=row.n_arms, text="", source="empty", step=row.step)
+    session.add(arm)
+    row.n_arms += 1
+    return arm
+
+
 async def journal_decision(
     session: AsyncSession,
     claim: Claim,
@@ -338,8 +352,11 @@ async def move_job(
     reason: StatusReason | None = None,
     stop_reason: str | None = None,
     result: dict[str, Any] | None = None,
+    is_fault: bool = False,
 ) -> None:
     """Leave `running`: give the lease back, or end the job with its result.
+
+    A claim that ends in a fault of ours stays counted as fruitless.
 
     Raises:
         LeaseLost: the job is not ours any more.
@@ -351,12 +368,14 @@ async def move_job(
     row.status_reason = reason.model_dump() if reason else None
     row.conditions = []
     if to.is_finished:
-        row.stop_reason, row.result = stop_reason, result
-        row.finished_at = now()  # type: ignore[assignment]
+        finished_at = await session.scalar(select(now()))
+        row.stop_reason, row.finished_at = stop_reason, finished_at
+        if result is not None and finished_at is not None:
+            row.result = {**result, "finished_at": finished_at.isoformat()}
         row.cancel_requested = row.pause_requested = False
     elif to is JobStatus.PAUSED:
         row.pause_requested = False
-    if to is JobStatus.QUEUED:
+    if to is JobStatus.QUEUED and not is_fault:
         row.fruitless_claims = max(row.fruitless_claims - 1, 0)
     await add_event(session, row, str(to), {"reason": reason.code} if reason else {})
 

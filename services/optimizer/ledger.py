@@ -1,0 +1,263 @@
+"""The ledger of paid calls: reserve before, record after, never beyond the budget.
+
+Many calls are in flight at once, so writes are gathered: whoever gets the lock first commits
+everything that is waiting in one fenced transaction. An awaited method returns after the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from instructzero.contracts import JobSpec, JobStatus, ScoreLine
+from instructzero.errors import LeaseLost
+from services.optimizer import store
+from services.optimizer.database import Database
+from services.optimizer.jobs import Cost, how_many_fit
+from services.optimizer.store import Claim
+from services.optimizer.tables import EvaluationRow, HandoverRow, JobRow
+
+
+@dataclass(frozen=True)
+class Handover:
+    """A reservation for `n` evaluations of one arm."""
+
+    number: int
+    n: int
+    calls: int
+
+
+@dataclass
+class Signals:
+    """What somebody asked of the job, as last heard of; set by the ledger and the heartbeat."""
+
+    is_draining: Callable[[], bool] = lambda: False
+    cancel_requested: bool = False
+    pause_requested: bool = False
+
+    def interruption(self) -> JobStatus | None:
+        """Return the status that the job should take now, None to go on."""
+        if self.cancel_requested:
+            return JobStatus.CANCELLED
+        if self.pause_requested:
+            return JobStatus.PAUSED
+        return JobStatus.QUEUED if self.is_draining() else None
+
+
+Apply = Callable[[AsyncSession, JobRow], Awaitable[Any]]
+
+
+@dataclass(eq=False)
+class _Write:
+    apply: Apply
+    done: asyncio.Future[Any] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+def spent_by(row: JobRow) -> Cost:
+    """Return what the job has spent, reserved and may have spent in doubt."""
+    return Cost(
+        row.calls + row.reserved_calls,
+        row.prompt_tokens + row.completion_tokens + row.in_doubt_tokens + row.reserved_tokens,
+        row.usd + row.in_doubt_usd + row.reserved_usd,
+    )
+
+
+class Ledger:
+    """Reservations and answers of one claimed job."""
+
+    def __init__(
+        self, database: Database, claim: Claim, signals: Signals, *, next_handover: int
+    ) -> None:
+        self._database = database
+        self._claim = claim
+        self._spec: JobSpec = claim.spec
+        self._next = next_handover
+        self._waiting: list[_Write] = []
+        self._lock = asyncio.Lock()
+        self._signals = signals
+        self.spent = Cost()
+
+    async def reserve(
+        self, *, step: int, arm: int, wanted: int, one: Cost, keep: Cost
+    ) -> Handover | None:
+        """Reserve up to `wanted` evaluations of an arm, each at most `one`; None: none fits.
+
+        Args:
+            step: the step that wants them.
+            arm: the arm they belong to.
+            wanted: number of evaluations.
+            one: the most that one evaluation costs.
+            keep: what must stay unspent (the final check's share).
+        """
+        number = self._next
+        self._next += 1
+
+        async def apply(session: AsyncSession, row: JobRow) -> Handover | None:
+            known = await session.get(HandoverRow, (self._claim.job_id, number))
+            if known is not None:  # our own commit, unseen
+                return Handover(number, known.reserved_calls // one.calls, known.reserved_calls)
+            n = how_many_fit(self._spec, spent_by(row).plus(keep), one, wanted)
+            if n == 0:
+                return None
+            cost = one.times(n)
+            row.reserved_calls += cost.calls
+            row.reserved_tokens += cost.tokens
+            row.reserved_usd += cost.usd
+            session.add(
+                HandoverRow(
+                    job_id=self._claim.job_id,
+                    n=number,
+                    step=step,
+                    arm=arm,
+                    reserved_calls=cost.calls,
+                    reserved_tokens=cost.tokens,
+                    reserved_usd=cost.usd,
+                    lease_token=self._claim.lease_token,
+                )
+            )
+            return Handover(number, n, cost.calls)
+
+        granted: Handover | None = await self._write(apply)
+        return granted
+
+    async def record(
+        self, handover: Handover, line: ScoreLine, *, step: int, split: str, arm: int, example: int
+    ) -> None:
+        """Store one answer (or a failure that is final) and what it cost."""
+
+        async def apply(session: AsyncSession, row: JobRow) -> None:
+            values = {
+                "job_id": self._claim.job_id,
+                "split": split,
+                "arm": arm,
+                "example": example,
+                "step": step,
+                "score": line.score,
+                "answer": line.answer or "",
+                "error": line.error.code if line.error else None,
+                "is_refused": line.refused,
+                "is_cached": line.cached,
+                "calls": line.calls,
+                "failed_calls": line.failed_calls,
+                "prompt_tokens": line.usage.prompt_tokens,
+                "completion_tokens": line.usage.completion_tokens,
+                "usd": line.usd,
+                "latency_ms": line.latency_ms,
+            }
+            is_postgres = session.get_bind().dialect.name == "postgresql"
+            insert = postgresql_insert if is_postgres else sqlite_insert
+            stored = await session.scalar(
+                insert(EvaluationRow)
+                .values(**values)
+                .on_conflict_do_nothing()
+                .returning(EvaluationRow.example)
+            )
+            if stored is None:  # our own commit, unseen
+                return
+            row.n_evaluations += 1
+            row.fruitless_claims = 0
+            row.cached_calls += line.cached
+            row.refused_answers += line.refused
+            await self._charge(session, row, handover, line)
+
+        await self._write(apply)
+
+    async def charge_failure(self, handover: Handover, line: ScoreLine) -> None:
+        """Charge the calls of an example that will be handed over again."""
+        if line.calls == 0:
+            return
+
+        async def apply(session: AsyncSession, row: JobRow) -> None:
+            await self._charge(session, row, handover, line)
+
+        await self._write(apply)
+
+    async def _charge(
+        self, session: AsyncSession, row: JobRow, handover: Handover, line: ScoreLine
+    ) -> None:
+        held = await session.get(HandoverRow, (self._claim.job_id, handover.number))
+        if held is None or held.state != "sent":
+            raise LeaseLost(f"job {self._claim.job_id}: handover {handover.number} was closed")
+        held.used_calls += line.calls
+        row.calls += line.calls
+        row.failed_calls += line.failed_calls
+        if not line.cached:
+            row.prompt_tokens += line.usage.prompt_tokens
+            row.completion_tokens += line.usage.completion_tokens
+            row.usd += line.usd or 0.0
+
+    async def close(self, handover: Handover, *, is_in_doubt: bool = False) -> None:
+        """Give back what a handover did not use; in doubt: charge it instead."""
+
+        async def apply(session: AsyncSession, row: JobRow) -> None:
+            held = await session.get(HandoverRow, (self._claim.job_id, handover.number))
+            if held is not None:
+                store.close_handover(row, held, is_in_doubt=is_in_doubt)
+
+        await self._write(apply)
+
+    async def set_condition(self, name: str, *, is_on: bool) -> None:
+        """Show or clear a condition of the job."""
+
+        async def apply(session: AsyncSession, row: JobRow) -> None:
+            kept = [known for known in row.conditions if known != name]
+            conditions = [*kept, name] if is_on else kept
+            if conditions != row.conditions:
+                row.conditions = conditions
+                kind = "condition_on" if is_on else "condition_off"
+                await store.add_event(session, row, kind, {"condition": name})
+
+        await self._write(apply)
+
+    async def refresh(self) -> JobRow:
+        """Check the lease and return the job's row as committed; updates flags and spending."""
+
+        async def apply(session: AsyncSession, row: JobRow) -> JobRow:
+            return row
+
+        committed: JobRow = await self._write(apply)
+        return committed
+
+    async def _write(self, apply: Apply) -> Any:
+        write = _Write(apply)
+        self._waiting.append(write)
+        flush = asyncio.create_task(self._flush(write))
+        try:
+            return await asyncio.shield(write.done)
+        finally:
+            flush.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _flush(self, write: _Write) -> None:
+        async with self._lock:
+            if write.done.done() or write not in self._waiting:
+                return
+            batch, self._waiting = self._waiting, []
+            try:
+                results = await store.transact(
+                    self._database.writes, lambda session: self._apply_all(session, batch)
+                )
+            except BaseException as error:
+                for waiting in batch:
+                    if not waiting.done.done():
+                        waiting.done.set_exception(error)
+                        waiting.done.exception()  # a caller may be gone
+                raise
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.done.done():
+                    waiting.done.set_result(result)
+
+    async def _apply_all(self, session: AsyncSession, batch: list[_Write]) -> list[Any]:
+        row = await store.guard(session, self._claim)
+        results = [await write.apply(session, row) for write in batch]
+        self._signals.cancel_requested = row.cancel_requested
+        self._signals.pause_requested = row.pause_requested
+        self.spent = spent_by(row)
+        return results

@@ -1,0 +1,263 @@
+"""What a claimed job knows, rebuilt from its journal: arms, points, answers, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from instructzero.contracts import Example, JobSpec, TargetView
+from instructzero.errors import JournalDamaged
+from services.optimizer import store
+from services.optimizer.jobs import (
+    Cost,
+    Splits,
+    affordable_calls,
+    calls_per_evaluation,
+    split_examples,
+    typical_worst_call,
+)
+from services.optimizer.results import Answered
+from services.optimizer.search.report import FinalCheckPlan, plan_final_check
+from services.optimizer.search.strategy import (
+    Decision,
+    Evaluation,
+    GeneratedText,
+    Problem,
+    Room,
+    Scored,
+)
+from services.optimizer.store import Journal
+from services.optimizer.tables import ArmRow, EvaluationRow, JobRow, PointRow, StepRow
+
+
+@dataclass
+class Arm:
+    """A distinct instruction."""
+
+    n: int
+    text: str
+    source: str
+    trial: int | None = None
+
+
+@dataclass
+class Step:
+    """A journaled decision and whether all of it was carried out."""
+
+    number: int
+    kind: str
+    content: Mapping[str, Any]
+    is_done: bool = False
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The (arm, example) pairs to buy."""
+        return [(arm, example) for arm, example in self.content.get("evaluations", ())]
+
+    @property
+    def points(self) -> Sequence[Sequence[float]]:
+        """The latent points to turn into instructions."""
+        points: Sequence[Sequence[float]] = self.content.get("points", ())
+        return points
+
+
+def decision_to_json(decision: Decision) -> dict[str, Any]:
+    """Return the journal's form of a decision."""
+    return {
+        "points": [list(point) for point in decision.points],
+        "evaluations": [[e.arm, e.example] for e in decision.evaluations],
+        "reason": decision.reason,
+        "point_notes": [dict(note) for note in decision.point_notes],
+        "memo": dict(decision.memo),
+    }
+
+
+def decision_from_json(content: Mapping[str, Any]) -> Decision:
+    """Read a journaled decision back, bit for bit."""
+    return Decision(
+        points=tuple(tuple(point) for point in content["points"]),
+        evaluations=tuple(Evaluation(arm, example) for arm, example in content["evaluations"]),
+        reason=content["reason"],
+        point_notes=tuple(content["point_notes"]),
+        memo=content["memo"],
+    )
+
+
+@dataclass
+class JobState:
+    """The job in memory; every change to it was committed first."""
+
+    job_id: str
+    spec: JobSpec
+    target: TargetView
+    splits: Splits
+    plan: FinalCheckPlan
+    worst: Cost
+    steps: list[Step] = field(default_factory=list)
+    arms: list[Arm] = field(default_factory=list)
+    by_text: dict[str, int] = field(default_factory=dict)
+    points: list[PointRow] = field(default_factory=list)
+    fingerprint: str | None = None
+    answers: dict[tuple[str, int], dict[int, Answered]] = field(default_factory=dict)
+    unanswerable: set[tuple[str, int, int]] = field(default_factory=set)
+    notional: Cost = field(default_factory=Cost)
+
+    @classmethod
+    def open(cls, job_id: str, spec: JobSpec, target: TargetView) -> JobState:
+        """Return the state of a job that has not begun."""
+        splits = split_examples(spec)
+        worst = typical_worst_call(spec, target, splits)
+        each = calls_per_evaluation(spec)
+        affordable = affordable_calls(spec, worst)
+        plan = plan_final_check(
+            None if affordable is None else affordable // each,
+            len(splits.test),
+            spec.task.baseline is not None,
+        )
+        return cls(job_id, spec, target, splits, plan, worst)
+
+    def load(self, journal: Journal) -> None:
+        """Take in what the database holds.
+
+        Raises:
+            JournalDamaged: a decision does not match its checksum.
+        """
+        for row in journal.steps:
+            self.steps.append(_read_step(row))
+        for arm in journal.arms:
+            self.add_arm(arm)
+        self.points.extend(journal.points)
+        for evaluation in journal.evaluations:
+            self.add_evaluation(evaluation)
+        self.fingerprint = journal.fingerprint
+
+    def add_arm(self, row: ArmRow) -> None:
+        """Take in an arm."""
+        self.arms.append(Arm(row.n, row.text, row.source, row.trial))
+        self.by_text.setdefault(row.text, row.n)
+
+    def add_evaluation(self, row: EvaluationRow) -> None:
+        """Take in a stored evaluation."""
+        answered = None if row.score is None else Answered(row.score, row.answer)
+        self.settle(
+            (row.split, row.arm, row.example), answered, row.prompt_tokens, row.completion_tokens
+        )
+
+    def settle(
+        self, key: tuple[str, int, int], answered: Answered | None, prompt: int, completion: int
+    ) -> None:
+        """Take in an answer (None: there will be none) with its tokens, paid for or cached."""
+        price = self.target.price or {}
+        usd = (
+            prompt * float(str(price.get("input_per_million", 0)))
+            + completion * float(str(price.get("output_per_million", 0)))
+        ) / 1e6
+        self.notional = self.notional.plus(Cost(self.calls_each, prompt + completion, usd))
+        split, arm, example = key
+        if answered is None:
+            self.unanswerable.add(key)
+        else:
+            self.answers.setdefault((split, arm), {})[example] = answered
+
+    def examples(self, split: str) -> tuple[Example, ...]:
+        """Return the examples of a split."""
+        return self.splits.validation if split == "validation" else self.splits.test
+
+    @property
+    def calls_each(self) -> int:
+        """Requests that one evaluation needs."""
+        return calls_per_evaluation(self.spec)
+
+    @property
+    def keep(self) -> Cost:
+        """What the search must leave for the final check."""
+        return self.worst.times(self.plan.reserved_calls * self.calls_each)
+
+    @property
+    def search_steps(self) -> list[Step]:
+        """The search's steps so far."""
+        return [step for step in self.steps if step.kind == "search"]
+
+    def is_bought(self, split: str, arm: int, example: int) -> bool:
+        """Whether nothing more is to be asked for this pair."""
+        return (
+            example in self.answers.get((split, arm), {})
+            or (split, arm, example) in self.unanswerable
+        )
+
+    def missing(self, pairs: Iterable[tuple[int, int]], split: str) -> list[tuple[int, int]]:
+        """Return the pairs that have no answer yet."""
+        return [pair for pair in pairs if not self.is_bought(split, *pair)]
+
+    def decided_pairs(self) -> int:
+        """Number of evaluations that the search has decided on."""
+        return sum(len(step.pairs) for step in self.search_steps)
+
+    def trials_decided(self) -> int:
+        """Number of distinct instructions that the search has decided to try."""
+        return len({arm for step in self.search_steps for arm, _ in step.pairs})
+
+    def problem(self) -> Problem:
+        """Return what the strategy may know of the job."""
+        affordable = affordable_calls(self.spec, self.worst)
+        limits = self.target.limits or {}
+        in_flight = int(str(limits.get("in_flight") or 32))
+        return Problem(
+            dim=self.spec.generator.intrinsic_dim,
+            n_validation=len(self.splits.validation),
+            seed=self.spec.seed,
+            given=tuple(arm.text for arm in self.arms if arm.source in {"baseline", "given"}),
+            calls=None
+            if affordable is None
+            else max(affordable // self.calls_each - self.plan.reserved_calls, 0),
+            trials=self.spec.budget.trials,
+            calls_per_round=min(max(in_flight, 16), 64),
+            stop_score=self.spec.stop.score,
+        )
+
+    def room(self, row: JobRow) -> Room:
+        """Return what is left for the search.
+
+        A cached answer counts like a bought one, so that the same spec and seed give the same
+        trials whether or not an earlier job has paid for some of the answers.
+        """
+        budget, bounds = self.spec.budget, []
+        wasted = row.failed_calls + row.in_doubt_calls
+        if budget.calls is not None:
+            planned = self.decided_pairs() * self.calls_each
+            bounds.append(budget.calls - self.keep.calls - planned - wasted)
+        if budget.tokens is not None:
+            left = budget.tokens - self.keep.tokens - self.notional.tokens - row.in_doubt_tokens
+            bounds.append(left // max(self.worst.tokens, 1))
+        if budget.usd is not None and self.worst.usd > 0:
+            money = budget.usd - self.keep.usd - self.notional.usd - row.in_doubt_usd
+            bounds.append(int(money / self.worst.usd))
+        calls = max(min(bounds) // self.calls_each, 0) if bounds else None
+        trials = None if budget.trials is None else budget.trials - self.trials_decided()
+        return Room(calls=calls, trials=trials)
+
+    def texts_of(self, step: Step) -> list[GeneratedText]:
+        """Return what the generator wrote for a step's points, as the strategy sees it."""
+        return [
+            GeneratedText(
+                point=row.n, arm=row.arm, text="" if row.arm is None else self.arms[row.arm].text
+            )
+            for row in self.points
+            if row.step == step.number
+        ]
+
+    def scores_of(self, step: Step) -> list[Scored]:
+        """Return a step's scores in (arm, example) order, as the strategy sees them."""
+        found = []
+        for arm, example in sorted(step.pairs):
+            answer = self.answers.get(("validation", arm), {}).get(example)
+            if answer is not None:
+                found.append(Scored(arm, example, answer.score, answer.answer))
+        return found
+
+
+def _read_step(row: StepRow) -> Step:
+    if store.checksum(row.decision) != row.checksum:
+        raise JournalDamaged(f"step {row.step} of job {row.job_id} was changed after it was stored")
+    return Step(row.step, row.kind, row.decision, row.is_done)
