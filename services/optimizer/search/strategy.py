@@ -7,8 +7,8 @@ again what is already in the journal, so a strategy that must remember something
 starts, for example) puts it into `Decision.memo`.
 
 Names: an *arm* is a distinct instruction text, numbered 0, 1, 2... in the order the caller first
-saw it; an *example* is a position in the validation set; a *point* is a latent z in [-1, 1]^d, numbered
-in the order proposed.
+saw it; an *example* is a position in the validation set; a *point* is a latent z in [-1, 1]^d,
+numbered in the order proposed.
 """
 
 from __future__ import annotations

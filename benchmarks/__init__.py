@@ -1,0 +1,1 @@
+"""Benchmarks: each writes data to benchmarks/results, never prose."""

@@ -1,0 +1,60 @@
+"""Which arms get the next paid calls: knowledge gradient per call, one pick conditioned on another.
+
+Buying r examples of arm i moves its posterior mean by a normal amount of standard deviation
+
+    s~ = s_i^2 / sqrt(s_i^2 + v_i / r).
+
+What that is worth is the expected gain of the recommendation, s~ h(-|gap_i| / s~) with
+h(x) = phi(x) + x Phi(x): the chance that the arm overtakes the leader, or for the leader itself
+that it falls behind the second, times by how much.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from services.optimizer.search.strategy import FloatArray
+
+LOOK_AHEAD = (2, 5, 10, 20, 40)
+"""Numbers of examples r whose worth per call is compared."""
+
+
+def normal_gain(x: FloatArray) -> FloatArray:
+    """h(x) = phi(x) + x Phi(x): expected positive part of a unit normal with mean x."""
+    return np.asarray(np.exp(-0.5 * x * x) / np.sqrt(2.0 * np.pi) + x * ndtr(x), dtype=np.float64)
+
+
+def knowledge_gradient(
+    mean: FloatArray, variance: FloatArray, noise: FloatArray, is_tried: NDArray[np.bool_]
+) -> FloatArray:
+    """Value per call of more examples, m, for the best number of them.
+
+    Args:
+        mean: m posterior means.
+        variance: m posterior variances.
+        noise: m variances of one score.
+        is_tried: m, True where the arm may be recommended now.
+    """
+    tried = np.where(is_tried, mean, -np.inf)
+    leader = int(np.argmax(tried))
+    gap = mean - tried[leader]
+    tried[leader] = -np.inf
+    others = np.where(is_tried, tried, mean)
+    others[leader] = -np.inf
+    second = float(others.max()) if len(mean) > 1 else -np.inf
+    gap[leader] = mean[leader] - second if np.isfinite(second) else 1.0
+    distance = np.abs(gap)
+    best = np.zeros(len(mean))
+    for r in LOOK_AHEAD:
+        moved = variance / np.sqrt(variance + noise / r)
+        gain = moved * normal_gain(-distance / np.maximum(moved, 1e-12))
+        best = np.maximum(best, gain / r)
+    return best
+
+
+def condition(covariance: FloatArray, arm: int, noise: float) -> FloatArray:
+    """Covariance after an observation of one arm with this noise variance."""
+    column = covariance[:, arm]
+    return covariance - np.outer(column, column / (column[arm] + noise))
