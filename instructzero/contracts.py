@@ -182,10 +182,10 @@ class StrategyName(StrEnum):
 
 
 class StrategySpec(Wire):
-    """A strategy; written as a bare name when nothing is set."""
+    """A strategy; written as a bare name when nothing is set. `GET /strategies` lists options."""
 
     name: StrategyName = StrategyName.DEFAULT
-    similarity: Literal["predictions", "scores"] = "predictions"
+    options: Annotated[dict[LabelKey, bool | int | float | LabelValue], Field(max_length=20)] = {}
 
     @model_validator(mode="before")
     @classmethod

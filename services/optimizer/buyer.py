@@ -75,6 +75,8 @@ class Buyer:
         limits = state.target.limits or {}
         self._window = int(str(limits.get("in_flight") or 32))
         self._is_denied = False
+        self._n_open = 0
+        self._closed = asyncio.Event()
         self._refusal: TargetRefused | None = None
         self._waiting_for: dict[int, str] = {}
         self._last_success = time.monotonic()
@@ -124,8 +126,8 @@ class Buyer:
             while left and not self._is_denied and self._may_go_on():
                 handover = await self._reserve(order, arm, left)
                 if handover is None:
-                    self._is_denied = True
-                    break
+                    await self._wait_for_room()
+                    continue
                 before = len(left)
                 await self._hand_over(order, arm, left, handover, slots)
                 held -= before - len(left)
@@ -135,6 +137,14 @@ class Buyer:
         finally:
             for _ in range(held):
                 slots.release()
+
+    async def _wait_for_room(self) -> None:
+        """Wait until another handover gives back what it did not use; with none open, give up."""
+        if self._n_open == 0:
+            self._is_denied = True
+            return
+        self._closed.clear()
+        await self._closed.wait()
 
     async def _reserve(self, order: Order, arm: int, left: list[int]) -> Handover | None:
         text = self._state.arms[arm].text
@@ -155,6 +165,7 @@ class Buyer:
         """Hand over as many examples as were granted; take those that are settled out of `left`."""
         request = self._request(order, arm, left[: handover.n], handover.calls)
         is_in_doubt = True
+        self._n_open += 1
         try:
             async with aclosing(self._scorer.score(request)) as lines:  # type: ignore[type-var]
                 async for line in lines:
@@ -169,7 +180,11 @@ class Buyer:
             log.warning("%s", error.detail, extra={"job_id": self._state.job_id})
             await self._show(handover.number, "scorer_unavailable")
         finally:
-            await self._ledger.close(handover, is_in_doubt=is_in_doubt)
+            try:
+                await self._ledger.close(handover, is_in_doubt=is_in_doubt)
+            finally:
+                self._n_open -= 1
+                self._closed.set()
         if self._refusal is not None:
             raise self._refusal
         if not is_in_doubt:

@@ -203,7 +203,7 @@ def _deadlines(spec: JobSpec, row: JobRow) -> tuple[float | None, float | None]:
 def _strategy(state: JobState) -> Strategy:
     """Return the strategy as it stands after every step that was carried out."""
     spec = state.spec.strategy
-    strategy = make_strategy(spec.name, state.problem(), {"similarity": spec.similarity})
+    strategy = make_strategy(spec.name, state.problem(), spec.options)
     for step in state.search_steps:
         strategy.decided(decision_from_json(step.content))
         if step.is_done:
