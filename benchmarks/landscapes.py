@@ -7,14 +7,16 @@ Where its numbers come from (fixed before any strategy was tuned on them):
   exemplars), of very unequal size, and a family into *wordings* that behave almost alike. Cells are
   power diagrams, whose weights set their volumes.
 - Most readings of the exemplars are wrong: 60 % of the families score 0-.25, 30 % .25-.6, the rest
-  .6-.78, and one is right, about .88 (the spread of per-task scores in the paper's tables). It fills
-  5 / 1 / 0.2 % of the box: easy, medium, hard.
+  .6-.78, and one is right, about .88 (the spread of per-task scores in the paper's tables). It
+  fills 5 / 1 / 0.2 % of the box: easy, medium, hard.
 - Nearby families do similar things: a family's ability is the rank of a smooth function of place
   plus as much noise again. `independent` removes the smooth part.
 - Some examples are hard for everyone and families fail on examples of their own: an answer is right
   if ability - difficulty + family's luck + wording's luck > 0, all normal, with standard deviations
   1, .8, .5. A target at temperature 0 answers the same question the same way each time.
-- Wordings of a family differ by .25 in ability (about .05 in score).
+- Wordings of a family differ with a standard deviation of .03 (at .88) to .06 (at .5) in score, the
+  few points by which accuracy moves when a prompt is paraphrased.
+- The best score is that of the best text with a cell large enough to be met.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from services.optimizer.search import make_strategy
 from services.optimizer.search.strategy import (
@@ -39,6 +41,7 @@ from services.optimizer.search.strategy import (
 )
 
 DIFFICULTY_SD, FAMILY_LUCK_SD, WORDING_LUCK_SD = 1.0, 0.8, 0.5
+WORDING_SD, FLAT_WORDING_SD = 0.15, 0.05
 TOTAL_SD = float(np.sqrt(DIFFICULTY_SD**2 + FAMILY_LUCK_SD**2 + WORDING_LUCK_SD**2))
 N_VOLUME = 20_000
 
@@ -91,6 +94,7 @@ class Landscape:
 
     Attributes:
         truth: true score of each text, in [0, 1].
+        best: the best of them that can be met.
         scores: n_texts x n_validation.
     """
 
@@ -101,21 +105,28 @@ class Landscape:
         self._centres = rng.uniform(-1.0, 1.0, (n_families, dim))
         self._weights = self._volumes(rng, n_families)
         self._anchors = rng.uniform(-1.0, 1.0, (n_families, spec.n_wordings, dim))
-        self._anchor_weights = rng.exponential(1.0, (n_families, spec.n_wordings))
+        self._anchor_weights = rng.exponential(0.5, (n_families, spec.n_wordings))
         ability = self._abilities(rng, n_families)
         latent = TOTAL_SD * ndtri(ability)[:, None]
-        latent = latent + rng.normal(0.0, 0.25 * TOTAL_SD, (n_families, spec.n_wordings))
+        spread = TOTAL_SD * (FLAT_WORDING_SD if spec.is_flat else WORDING_SD)
+        latent = latent + rng.normal(0.0, spread, (n_families, spec.n_wordings))
         latent = np.minimum(latent, TOTAL_SD * ndtri(0.95)).reshape(-1)
         self._draw_answers(rng, latent, n_families)
+        near = np.clip(self._centres[0] + rng.normal(0.0, 0.3, (N_VOLUME // 4, dim)), -1.0, 1.0)
+        met = self.text_of(np.vstack([rng.uniform(-1.0, 1.0, (N_VOLUME, dim)), near]))
+        self.best = float(self.truth[np.unique(met)].max())
 
     def text_of(self, points: FloatArray) -> NDArray[np.intp]:
         """Text of each point, p."""
         if self.spec.place == "none":
             return np.array([self._hashed(point) for point in points], dtype=np.intp)
         family = self._family(points)
-        anchors = self._anchors[family]
-        squared = ((points[:, None, :] - anchors) ** 2).sum(axis=2) - self._anchor_weights[family]
-        return np.asarray(family * self.spec.n_wordings + squared.argmin(axis=1), dtype=np.intp)
+        texts = np.empty(len(points), dtype=np.intp)
+        for cell in np.unique(family):
+            inside = family == cell
+            squared = _squared(points[inside], self._anchors[cell]) - self._anchor_weights[cell]
+            texts[inside] = cell * self.spec.n_wordings + squared.argmin(axis=1)
+        return texts
 
     def answer(self, text: int, example: int) -> str:
         """What the target answers: right, the family's own mistake, or a common mistake."""
@@ -125,20 +136,15 @@ class Landscape:
         pick = _seed("mistake", self._seed, family, example) % 10
         return f"mistake {family if pick < 6 else -pick} {example}"
 
-    @property
-    def reachable(self) -> FloatArray:
-        """Best true score that any text has which some point gives."""
-        return self.truth
-
     def _family(self, points: FloatArray) -> NDArray[np.intp]:
-        squared = ((points[:, None, :] - self._centres) ** 2).sum(axis=2)
+        squared = _squared(points, self._centres)
         return np.asarray((squared - self._weights).argmin(axis=1), dtype=np.intp)
 
     def _volumes(self, rng: np.random.Generator, n_families: int) -> FloatArray:
         """Weights of the power diagram; family 0 is the right one and gets its share of the box."""
         weights = rng.normal(0.0, 0.6, n_families)
         box = rng.uniform(-1.0, 1.0, (N_VOLUME, self.dim))
-        squared = ((box[:, None, :] - self._centres) ** 2).sum(axis=2)
+        squared = _squared(box, self._centres)
         others = (squared[:, 1:] - weights[1:]).min(axis=1)
         # Family 0 owns the points whose margin is below its weight: take the quantile.
         weights[0] = np.quantile(squared[:, 0] - others, self.spec.good_share)
@@ -183,8 +189,6 @@ class Landscape:
         is_right = latent[:, None, None] - difficulty + luck > 0.0
         is_right ^= rng.uniform(size=is_right.shape) < spec.flipped
         self.scores: FloatArray = is_right.mean(axis=2)
-        from scipy.special import ndtr
-
         right = ndtr(latent / TOTAL_SD)
         self.truth: FloatArray = right * (1.0 - spec.flipped) + (1.0 - right) * spec.flipped
 
@@ -243,7 +247,7 @@ def play(
         problem = Problem(landscape.dim, landscape.spec.n_validation, seed, calls=calls)
     problem = replace(problem, seed=_seed("job", seed) % 2**31)
     strategy = make_strategy(name, problem, options)
-    run = Run(best=float(landscape.truth.max()))
+    run = Run(best=landscape.best)
     arms: dict[int, int] = {}
     texts: list[int] = []
     spent = 0
@@ -287,6 +291,12 @@ def _generate(
 def _score(landscape: Landscape, text: int, pair: Evaluation) -> Scored:
     score = float(landscape.scores[text, pair.example])
     return Scored(pair.arm, pair.example, score, landscape.answer(text, pair.example))
+
+
+def _squared(a: FloatArray, b: FloatArray) -> FloatArray:
+    return np.asarray(
+        (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * a @ b.T, dtype=np.float64
+    )
 
 
 def _standard(values: FloatArray) -> FloatArray:

@@ -24,6 +24,8 @@ MAX_EXAMPLES = 100
 """More examples per arm than this narrow the interval too little to be worth their price."""
 MIN_EXAMPLES = 5
 """Fewer examples than this say nothing worth a call."""
+LEAST_RATIO = 0.2
+"""Scores that happen to be all the same fraction are not free of noise."""
 RESERVED_SHARE = 0.20
 """Share of the calls the final check aims at; the rest buys the search."""
 LARGEST_SHARE = 0.25
@@ -67,7 +69,7 @@ def score_interval(scores: Sequence[float], level: float = 0.90) -> Interval:
 
     Wilson's interval on an effective number of examples: fractional scores vary less than 0/1
     scores of the same mean, n_eff = n x (Bernoulli variance) / (their variance); for 0/1 scores
-    n_eff = n. The ratio is smoothed by one example of Bernoulli variance.
+    n_eff = n, and the same for scores that are all 0 or all 1.
 
     Args:
         scores: n values in [0, 1], n >= 1.
@@ -75,10 +77,9 @@ def score_interval(scores: Sequence[float], level: float = 0.90) -> Interval:
     """
     values = np.asarray(scores, dtype=np.float64)
     n, mean = len(values), float(values.mean())
-    smoothed = (float(values.sum()) + 0.5) / (n + 1)
-    bernoulli = smoothed * (1.0 - smoothed)
-    shortfall = float((values * (1.0 - values)).sum()) / (n + 1)
-    n_effective = n / max(1.0 - shortfall / bernoulli, 1.0 / n)
+    bernoulli = mean * (1.0 - mean)
+    ratio = float(values.var(ddof=1)) / bernoulli if n > 1 and bernoulli > 0.0 else 1.0
+    n_effective = n / min(max(ratio, LEAST_RATIO / n), 1.0)
     z = _quantile(level)
     centre = (mean + z * z / (2 * n_effective)) / (1 + z * z / n_effective)
     spread = mean * (1.0 - mean) / n_effective + z * z / (4 * n_effective**2)
