@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +37,7 @@ NEXT: Mapping[JobStatus, frozenset[JobStatus]] = {
 
 TOKENS_AROUND_A_MESSAGE = 64
 """Upper bound of what a chat protocol adds to the text of one message."""
+TYPICAL_INSTRUCTION_BYTES = 80
 SEARCH_SHARE_OF_TIME = 0.8
 """Share of `budget.seconds` after which the search ends, so that the final check has time."""
 
@@ -95,29 +97,35 @@ class Cost:
         return Cost(self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd)
 
 
+def money(target: TargetView, prompt_tokens: float, completion_tokens: float) -> float:
+    """Return what some tokens cost in US dollars; 0 without a price."""
+    price = target.price or {}
+    into, out = (
+        float(str(price.get(name) or 0)) for name in ("input_per_million", "output_per_million")
+    )
+    return (prompt_tokens * into + completion_tokens * out) / 1e6
+
+
 def worst_call(spec: JobSpec, target: TargetView, instruction: str, text: str) -> Cost:
     """Return the most that one call can cost: a token holds at least one byte of UTF-8."""
     rendered = render(spec.template, instruction=instruction, text=text)
     prompt = len(rendered.encode()) + TOKENS_AROUND_A_MESSAGE
     if spec.metric.name is MetricName.JUDGE:  # the judge reads rubric, answer and accepted outputs
         prompt += len((spec.metric.rubric or "").encode()) + 8 * target.max_tokens
-    tokens = prompt + target.max_tokens
-    price = target.price or {}
-    usd = (
-        prompt * float(str(price.get("input_per_million", 0)))
-        + target.max_tokens * float(str(price.get("output_per_million", 0)))
-    ) / 1e6
-    return Cost(1, tokens, usd)
+    return Cost(1, prompt + target.max_tokens, money(target, prompt, target.max_tokens))
 
 
-def typical_worst_call(spec: JobSpec, target: TargetView, splits: Splits) -> Cost:
-    """Return the worst call for the longest example under an instruction of 400 characters."""
-    longest = max((e.input for e in (*splits.validation, *splits.test)), key=len)
-    return worst_call(spec, target, "x" * 400, longest)
+def typical_call(spec: JobSpec, target: TargetView, splits: Splits) -> Cost:
+    """Guess at an average call before any was made: four bytes a token, half an answer."""
+    examples = (*splits.validation, *splits.test)
+    text = sum(len(example.input.encode()) for example in examples) / len(examples)
+    prompt = (len(spec.template.encode()) + TYPICAL_INSTRUCTION_BYTES + text) / 4
+    answer = target.max_tokens / 2
+    return Cost(1, math.ceil(prompt + answer), money(target, prompt, answer))
 
 
 def affordable_calls(spec: JobSpec, call: Cost) -> int | None:
-    """Return how many worst-case calls the budget pays for; None when nothing bounds them."""
+    """Return how many such calls the budget pays for; None when nothing bounds them."""
     bounds = []
     if spec.budget.calls is not None:
         bounds.append(spec.budget.calls)

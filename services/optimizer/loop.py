@@ -231,7 +231,7 @@ async def ask(run: JobRun) -> Step | None:
     async with run.deps.one_ask:
         decision = await asyncio.to_thread(run.strategy.propose, room)
     if decision is None:
-        run.stop_reason = _why_nothing(run, room)
+        run.stop_reason = _why_nothing(run, row, room)
         return None
     return await _journal(run, decision, room)
 
@@ -302,21 +302,21 @@ def _exhausted(run: JobRun, row: JobRow) -> str:
     """Name the budget that ended the search."""
     if run.permission.is_late():
         return "budget_seconds"
-    budget, worst = run.state.spec.budget, run.state.worst
+    budget, one = run.state.spec.budget, run.state.average_call()
     left = {
-        "budget_calls": (budget.calls, run.ledger.spent.calls, worst.calls),
-        "budget_tokens": (budget.tokens, run.ledger.spent.tokens, worst.tokens),
-        "budget_usd": (budget.usd, run.ledger.spent.usd, worst.usd),
+        "budget_calls": (budget.calls, run.ledger.spent.calls, one.calls),
+        "budget_tokens": (budget.tokens, run.ledger.spent.tokens, one.tokens),
+        "budget_usd": (budget.usd, run.ledger.spent.usd, one.usd),
     }
     shares = {
-        name: (limit - spent) / max(one, 1e-12)
-        for name, (limit, spent, one) in left.items()
+        name: (limit - spent) / max(each, 1e-12)
+        for name, (limit, spent, each) in left.items()
         if limit is not None
     }
     return min(shares, key=lambda name: shares[name]) if shares else "search_complete"
 
 
-def _why_nothing(run: JobRun, room: Room) -> str:
+def _why_nothing(run: JobRun, row: JobRow, room: Room) -> str:
     """Name why the strategy had nothing more to propose."""
     state, goal = run.state, run.state.spec.stop.score
     n = len(state.splits.validation)
@@ -327,8 +327,11 @@ def _why_nothing(run: JobRun, room: Room) -> str:
             return "score_reached"
     if room.trials == 0:
         return "budget_trials"
-    affordable = room.calls is not None and room.calls < n
-    return "budget_calls" if affordable else "search_complete"
+    planned = state.problem().calls
+    if planned is not None and (room.calls or 0) < n:
+        return _exhausted(run, row)
+    is_spent = planned is not None and state.decided_pairs() >= planned
+    return _exhausted(run, row) if is_spent else "search_complete"
 
 
 def reason_of(error: InstructZeroError) -> StatusReason:

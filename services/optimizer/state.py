@@ -14,8 +14,9 @@ from services.optimizer.jobs import (
     Splits,
     affordable_calls,
     calls_per_evaluation,
+    money,
     split_examples,
-    typical_worst_call,
+    typical_call,
 )
 from services.optimizer.results import Answered
 from services.optimizer.search.report import FinalCheckPlan, plan_final_check
@@ -29,6 +30,8 @@ from services.optimizer.search.strategy import (
 )
 from services.optimizer.store import Journal
 from services.optimizer.tables import ArmRow, EvaluationRow, JobRow, PointRow, StepRow
+
+ENOUGH_CALLS = 20
 
 
 @dataclass
@@ -93,7 +96,7 @@ class JobState:
     target: TargetView
     splits: Splits
     plan: FinalCheckPlan
-    worst: Cost
+    typical: Cost
     steps: list[Step] = field(default_factory=list)
     arms: list[Arm] = field(default_factory=list)
     by_text: dict[str, int] = field(default_factory=dict)
@@ -107,15 +110,15 @@ class JobState:
     def open(cls, job_id: str, spec: JobSpec, target: TargetView) -> JobState:
         """Return the state of a job that has not begun."""
         splits = split_examples(spec)
-        worst = typical_worst_call(spec, target, splits)
+        typical = typical_call(spec, target, splits)
         each = calls_per_evaluation(spec)
-        affordable = affordable_calls(spec, worst)
+        affordable = affordable_calls(spec, typical)
         plan = plan_final_check(
             None if affordable is None else affordable // each,
             len(splits.test),
             spec.task.baseline is not None,
         )
-        return cls(job_id, spec, target, splits, plan, worst)
+        return cls(job_id, spec, target, splits, plan, typical)
 
     def load(self, journal: Journal) -> None:
         """Take in what the database holds.
@@ -148,11 +151,7 @@ class JobState:
         self, key: tuple[str, int, int], answered: Answered | None, prompt: int, completion: int
     ) -> None:
         """Take in an answer (None: there will be none) with its tokens, paid for or cached."""
-        price = self.target.price or {}
-        usd = (
-            prompt * float(str(price.get("input_per_million", 0)))
-            + completion * float(str(price.get("output_per_million", 0)))
-        ) / 1e6
+        usd = money(self.target, prompt, completion)
         self.notional = self.notional.plus(Cost(self.calls_each, prompt + completion, usd))
         split, arm, example = key
         if answered is None:
@@ -172,7 +171,14 @@ class JobState:
     @property
     def keep(self) -> Cost:
         """What the search must leave for the final check."""
-        return self.worst.times(self.plan.reserved_calls * self.calls_each)
+        return self.typical.times(self.plan.reserved_calls * self.calls_each)
+
+    def average_call(self) -> Cost:
+        """Return what a call costs on average: observed, or guessed before enough were made."""
+        if self.notional.calls < ENOUGH_CALLS:
+            return self.typical
+        n = self.notional.calls
+        return Cost(1, max(self.notional.tokens // n, 1), self.notional.usd / n)
 
     @property
     def search_steps(self) -> list[Step]:
@@ -200,7 +206,7 @@ class JobState:
 
     def problem(self) -> Problem:
         """Return what the strategy may know of the job."""
-        affordable = affordable_calls(self.spec, self.worst)
+        affordable = affordable_calls(self.spec, self.typical)
         limits = self.target.limits or {}
         in_flight = int(str(limits.get("in_flight") or 32))
         return Problem(
@@ -222,17 +228,17 @@ class JobState:
         A cached answer counts like a bought one, so that the same spec and seed give the same
         trials whether or not an earlier job has paid for some of the answers.
         """
-        budget, bounds = self.spec.budget, []
+        budget, bounds, average = self.spec.budget, [], self.average_call()
         wasted = row.failed_calls + row.in_doubt_calls
         if budget.calls is not None:
             planned = self.decided_pairs() * self.calls_each
             bounds.append(budget.calls - self.keep.calls - planned - wasted)
         if budget.tokens is not None:
             left = budget.tokens - self.keep.tokens - self.notional.tokens - row.in_doubt_tokens
-            bounds.append(left // max(self.worst.tokens, 1))
-        if budget.usd is not None and self.worst.usd > 0:
-            money = budget.usd - self.keep.usd - self.notional.usd - row.in_doubt_usd
-            bounds.append(int(money / self.worst.usd))
+            bounds.append(left // average.tokens)
+        if budget.usd is not None and average.usd > 0:
+            cash = budget.usd - self.keep.usd - self.notional.usd - row.in_doubt_usd
+            bounds.append(int(cash / average.usd))
         calls = max(min(bounds) // self.calls_each, 0) if bounds else None
         trials = None if budget.trials is None else budget.trials - self.trials_decided()
         return Room(calls=calls, trials=trials)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -151,3 +151,14 @@ def make_spec(**changes: object) -> JobSpec:
         "strategy": "random",
     }
     return JobSpec.model_validate(content | changes)
+
+
+async def until(holds: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    """Wait until something holds.
+
+    Raises:
+        TimeoutError: it did not in time.
+    """
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.002)
