@@ -327,10 +327,10 @@ def _why_nothing(run: JobRun, row: JobRow, room: Room) -> str:
             return "score_reached"
     if room.trials == 0:
         return "budget_trials"
-    planned = state.problem().calls
-    if planned is not None and (room.calls or 0) < n:
+    if room.calls is not None and room.calls < n:
         return _exhausted(run, row)
-    is_spent = planned is not None and state.decided_pairs() >= planned
+    planned = state.problem().calls
+    is_spent = planned is not None and state.decided_pairs() + n > planned
     return _exhausted(run, row) if is_spent else "search_complete"
 
 

@@ -32,6 +32,9 @@ from services.optimizer.store import Journal
 from services.optimizer.tables import ArmRow, EvaluationRow, JobRow, PointRow, StepRow
 
 ENOUGH_CALLS = 20
+"""Calls after which the observed cost of a call replaces the guess."""
+GUESS_MARGIN = 4
+"""Where only tokens or money bound a job, plan for calls this much cheaper than the guess."""
 
 
 @dataclass
@@ -207,6 +210,8 @@ class JobState:
     def problem(self) -> Problem:
         """Return what the strategy may know of the job."""
         affordable = affordable_calls(self.spec, self.typical)
+        if affordable is not None and self.spec.budget.calls is None:
+            affordable *= GUESS_MARGIN
         limits = self.target.limits or {}
         in_flight = int(str(limits.get("in_flight") or 32))
         return Problem(

@@ -413,3 +413,9 @@ async def write_answer(session: AsyncSession, key: str, content: dict[str, Any])
     )
     if moved is None:
         await session.execute(insert(AnswerRow).values(key=key, content=content))
+
+
+async def ping(sessions: SessionMaker) -> None:
+    """Ask the database for its time."""
+    async with sessions() as session:
+        await session.scalar(select(now()))
