@@ -1,0 +1,96 @@
+"""The scorer's routes: scores as NDJSON, the registered targets."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from instructzero.contracts import ScoreCondition, ScoreRequest, TargetView
+from instructzero.errors import Unauthorized
+from services.scorer.scoring import ScorerPool
+from services.scorer.settings import Settings
+
+NDJSON = "application/x-ndjson"
+QUIET_SECONDS = 10.0
+"""After this long without a line the last condition is repeated, so that no proxy hangs up."""
+
+router = APIRouter(prefix="/v1", tags=["scorer"])
+
+
+class TargetStatus(BaseModel):
+    """Whether a target answers a request that costs nothing."""
+
+    is_up: bool
+    code: str | None = None
+    message: str | None = None
+
+
+async def _authorise(request: Request) -> None:
+    settings: Settings = request.app.state.settings
+    wanted = settings.token.get_secret_value().encode() if settings.token else b""
+    if not wanted:
+        return
+    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode(), wanted):
+        raise Unauthorized("send the scorer's token: Authorization: Bearer ...")
+
+
+def _pool(request: Request) -> ScorerPool:
+    pool: ScorerPool = request.app.state.pool
+    return pool
+
+
+Authorised = Depends(_authorise)
+Pool = Annotated[ScorerPool, Depends(_pool)]
+
+
+@router.post("/scores", dependencies=[Authorised], response_class=StreamingResponse)
+async def create_scores(body: ScoreRequest, pool: Pool) -> StreamingResponse:
+    """Score one instruction on examples: one line an example, as its answer arrives."""
+    pool.check(body)
+    return StreamingResponse(_stream(pool, body), media_type=NDJSON)
+
+
+@router.get("/targets", dependencies=[Authorised])
+async def list_targets(pool: Pool) -> tuple[TargetView, ...]:
+    """List what a job may name as its target."""
+    return await pool.targets()
+
+
+@router.get("/targets/{name}/status", dependencies=[Authorised])
+async def show_target_status(name: str, pool: Pool) -> TargetStatus:
+    """Ask one target whether it is there, without a paid call."""
+    failure = await pool.probe(name)
+    if failure is None:
+        return TargetStatus(is_up=True)
+    return TargetStatus(is_up=False, code=failure.code, message=failure.message)
+
+
+async def _stream(pool: ScorerPool, body: ScoreRequest) -> AsyncIterator[bytes]:
+    condition = ScoreCondition(condition=None)
+    async with aclosing(pool.score(body)) as lines:
+        coming = asyncio.ensure_future(anext(lines))
+        try:
+            while True:
+                done, _ = await asyncio.wait({coming}, timeout=QUIET_SECONDS)
+                if not done:
+                    yield condition.model_dump_json().encode() + b"\n"
+                    continue
+                try:
+                    line = coming.result()
+                except StopAsyncIteration:
+                    return
+                coming = asyncio.ensure_future(anext(lines))
+                if isinstance(line, ScoreCondition):
+                    condition = line
+                yield line.model_dump_json().encode() + b"\n"
+        finally:
+            coming.cancel()
+            await asyncio.wait({coming})

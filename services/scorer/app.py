@@ -1,0 +1,86 @@
+"""Composition root of the scorer process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from instructzero.errors import InvalidRequest
+from services import web
+from services.scorer.api import router
+from services.scorer.scoring import ScorerPool
+from services.scorer.settings import Settings, check_exposure
+from services.scorer.targets import Targets, load_targets
+
+
+def create_app(settings: Settings, pool: ScorerPool | None = None) -> FastAPI:
+    """Build the service; a pool that is given stays its giver's to close."""
+    own = pool or create_pool(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        if pool is None:
+            await own.aclose()
+
+    app = FastAPI(
+        title="InstructZero scorer",
+        version=web.product_version(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.state.settings = settings
+    app.state.pool = own
+    app.include_router(router)
+
+    async def ready() -> Mapping[str, str]:
+        return await own.ready()
+
+    return web.install(app, ready=ready)
+
+
+def create_pool(settings: Settings) -> ScorerPool:
+    """Build the pool that the settings describe.
+
+    Raises:
+        InvalidRequest: the targets file is missing or wrong; says what to do.
+    """
+    return ScorerPool(read_targets(settings), settings=settings)
+
+
+def read_targets(settings: Settings) -> Targets:
+    """Read the targets file that the settings name.
+
+    Raises:
+        InvalidRequest: there is none, or it is wrong.
+    """
+    if settings.targets is None:
+        raise InvalidRequest(
+            "the scorer needs a targets file: give --targets FILE or IZ_SCORER_TARGETS",
+            reason="invalid_targets",
+        )
+    return load_targets(settings.targets)
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM, then finish what was accepted.
+
+    Raises:
+        InvalidRequest: the settings or the targets file are wrong; says what to do.
+    """
+    check_exposure(settings)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+        timeout_keep_alive=30,
+        backlog=8192,
+    )

@@ -1,0 +1,87 @@
+"""What a request is waiting for, as its reader is told: only waits that last, and only changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+Condition = Literal["rate_limited", "rate_limiter_unavailable", "target_unavailable"]
+WORST_FIRST: tuple[Condition, ...] = (
+    "rate_limiter_unavailable",
+    "target_unavailable",
+    "rate_limited",
+)
+
+
+class Waits:
+    """Counts the waits of one request that have lasted a while, and reports the worst reason."""
+
+    def __init__(self, report: Callable[[Condition | None], None], after_seconds: float) -> None:
+        self._report = report
+        self._after_seconds = after_seconds
+        self._long: Counter[Condition] = Counter()
+        self._reported: Condition | None = None
+
+    @contextmanager
+    def begin(self, reason: Condition) -> Iterator[None]:
+        """Wait for one reason within the block."""
+        wait = _Wait(self)
+        wait.notice(reason)
+        try:
+            yield
+        finally:
+            wait.notice(None)
+
+    @contextmanager
+    def noticed(self) -> Iterator[Callable[[Condition | None], None]]:
+        """Give a function that is told the reason whenever it changes."""
+        wait = _Wait(self)
+        try:
+            yield wait.notice
+        finally:
+            wait.notice(None)
+
+    def add(self, reason: Condition, n: int) -> None:
+        """Count one more, or one less, of the long waits."""
+        self._long[reason] += n
+        worst = next((reason for reason in WORST_FIRST if self._long[reason] > 0), None)
+        if worst != self._reported:
+            self._reported = worst
+            self._report(worst)
+
+    def later(self, call: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call when a wait has lasted long enough to be told."""
+        return asyncio.get_running_loop().call_later(self._after_seconds, call)
+
+
+class _Wait:
+    """One caller's wait: timed per reason."""
+
+    __slots__ = ("_is_long", "_reason", "_timer", "_waits")
+
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
+        self._reason: Condition | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_long = False
+
+    def notice(self, reason: Condition | None) -> None:
+        if reason == self._reason:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._is_long and self._reason is not None:
+            self._waits.add(self._reason, -1)
+        self._reason, self._is_long = reason, False
+        if reason is not None:
+            self._timer = self._waits.later(self._lasted)
+
+    def _lasted(self) -> None:
+        self._timer = None
+        if self._reason is not None:
+            self._is_long = True
+            self._waits.add(self._reason, 1)

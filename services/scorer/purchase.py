@@ -1,0 +1,259 @@
+"""Buying one answer: permits, attempts, retries, and the pool of calls that bounds them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from instructzero.contracts import ScoreError, TokenUsage
+from instructzero.errors import InvalidRequest
+from services.scorer.breaker import Breaker, Entry
+from services.scorer.cache import CachedAnswer
+from services.scorer.conditions import Condition, Waits
+from services.scorer.connection import Attempt, Connection, Message, Reply
+from services.scorer.failures import Failure, Kind
+from services.scorer.limiter_state import Feedback
+from services.scorer.rate_limit import Permit, RateLimiter
+from services.scorer.settings import Settings
+
+OUTAGE = frozenset(
+    {
+        "target_error",
+        "target_timeout",
+        "target_unreachable",
+        "connection_lost",
+        "target_certificate",
+    }
+)
+"""Failures that say the target is down."""
+NO_BUDGET = ScoreError(
+    code="budget_exhausted", message="no call is left for this example", retryable=True
+)
+
+
+class CallPool:
+    """The calls that one request may make, retries and a judge's included."""
+
+    def __init__(self, calls: int | None) -> None:
+        self._left = calls
+
+    def take(self) -> bool:
+        """Take one call, if one is left."""
+        if self._left is None:
+            return True
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        return True
+
+    def give_back(self) -> None:
+        """Return a call that was not made."""
+        if self._left is not None:
+            self._left += 1
+
+
+@dataclass(slots=True)
+class Bill:
+    """What one example has cost so far."""
+
+    calls: int = 0
+    failed_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = 0.0
+    seconds: float = 0.0
+
+    def usage(self) -> TokenUsage:
+        """Return the tokens."""
+        return TokenUsage(
+            prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens
+        )
+
+
+@dataclass(slots=True)
+class Order:
+    """Whom a request buys for: shared by all its examples."""
+
+    job: str
+    weight: float
+    pool: CallPool
+    waits: Waits
+    stop: ScoreError | None = None
+    """Set when no example of the job can succeed; nothing is sent after that."""
+
+
+class TokenGuess:
+    """How many tokens a text will be, learned from the answers: prompts first, then the rest."""
+
+    def __init__(self) -> None:
+        self._per_character = 0.4
+        self._overhead = 12.0
+
+    def prompt(self, messages: Sequence[Message]) -> float:
+        """Return the expected number of prompt tokens."""
+        return self._overhead + self._per_character * _length(messages)
+
+    def learn(self, messages: Sequence[Message], prompt_tokens: int) -> None:
+        """Take in a real count."""
+        length = max(1, _length(messages))
+        share = max(0.0, prompt_tokens - self._overhead) / length
+        self._per_character += 0.05 * (min(4.0, share) - self._per_character)
+
+
+@dataclass(slots=True)
+class Counter:
+    """Where one target's answers are bought."""
+
+    connection: Connection
+    limiter: RateLimiter
+    breaker: Breaker
+    settings: Settings
+    guess: TokenGuess = field(default_factory=TokenGuess)
+    jitter: random.Random = field(default_factory=random.Random)
+
+    async def buy(
+        self, order: Order, bill: Bill, messages: Sequence[Message]
+    ) -> CachedAnswer | ScoreError:
+        """Send requests until one is answered; never more than the pool or the attempts allow."""
+        deadline: float | None = None
+        for n_tried in range(1, self.settings.max_attempts + 1):
+            attempt: Attempt | ScoreError | None = None
+            while attempt is None:  # None: the breaker opened while we waited for the permit
+                entry: Entry | None = Entry.CLOSED
+                if self.breaker.is_open:
+                    deadline = deadline or time.monotonic() + self.settings.patience_seconds
+                    with order.waits.begin("target_unavailable"):
+                        entry = await self.breaker.enter(deadline)
+                if entry is None:
+                    return self._given_up()
+                attempt = await self._attempt(order, bill, messages, entry)
+            if isinstance(attempt, ScoreError):
+                return attempt
+            outcome = attempt.outcome
+            if isinstance(outcome, Reply):
+                return self._paid(bill, messages, outcome)
+            if outcome.kind is Kind.REFUSED:
+                return CachedAnswer("", is_refused=True)
+            bill.failed_calls += outcome.is_sent
+            if outcome.kind in {Kind.STOPS_JOB, Kind.STOPS_EXAMPLE} or (
+                n_tried == self.settings.max_attempts
+            ):
+                return outcome.as_error()
+            await self._back_off(order, n_tried, outcome)
+        raise AssertionError("max_attempts is at least 1")
+
+    async def _attempt(
+        self, order: Order, bill: Bill, messages: Sequence[Message], entry: Entry
+    ) -> Attempt | ScoreError | None:
+        if order.stop is not None or not order.pool.take():
+            self.breaker.record(entry, None)
+            return order.stop or NO_BUDGET
+        is_sent, is_up = False, None
+        try:
+            permit = await self._permit(order, messages)
+            if order.stop is not None or (entry is Entry.CLOSED and self.breaker.is_open):
+                self.limiter.settle(permit, Feedback(token_difference=-permit.tokens))
+                return order.stop
+            is_sent = True
+            bill.calls += 1
+            attempt = await self._send(order, permit, messages)
+            bill.seconds += attempt.seconds
+            if isinstance(attempt.outcome, Failure):
+                is_sent = attempt.outcome.is_sent
+                bill.calls -= not is_sent
+                is_up = attempt.outcome.code not in OUTAGE
+            else:
+                is_up = True
+            return attempt
+        except InvalidRequest as error:
+            return ScoreError(code=error.reason, message=error.detail)
+        finally:
+            self.breaker.record(entry, is_up)
+            if not is_sent:
+                order.pool.give_back()
+
+    async def _permit(self, order: Order, messages: Sequence[Message]) -> Permit:
+        target = self.connection.target
+        tokens = float(round(self.guess.prompt(messages) + target.config.sampling.max_tokens))
+        with order.waits.noticed() as notice:
+            return await self.limiter.acquire(
+                target, job=order.job, weight=order.weight, tokens=tokens, notice=notice
+            )
+
+    async def _send(self, order: Order, permit: Permit, messages: Sequence[Message]) -> Attempt:
+        feedback = Feedback()
+        try:
+            attempt = await self.connection.ask(messages)
+            outcome = attempt.outcome
+            feedback = self._feedback(permit, attempt)
+            if isinstance(outcome, Failure) and outcome.kind is Kind.STOPS_JOB:
+                order.stop = outcome.as_error()  # before the slot is free for another example
+        finally:
+            settling = self.limiter.settle(permit, feedback)
+        if isinstance(outcome, Failure):  # the next permit must know of the cool-down
+            await asyncio.wait({settling})
+        return attempt
+
+    def _feedback(self, permit: Permit, attempt: Attempt) -> Feedback:
+        outcome, left = attempt.outcome, attempt.remaining
+        difference, wait, is_too_fast = 0.0, 0.0, False
+        if isinstance(outcome, Reply):
+            if outcome.prompt_tokens is not None and outcome.completion_tokens is not None:
+                difference = outcome.prompt_tokens + outcome.completion_tokens - permit.tokens
+        elif outcome.kind is Kind.WAIT:
+            if outcome.retry_after_seconds is None:
+                is_too_fast = True
+            else:
+                wait = min(outcome.retry_after_seconds, self.settings.max_retry_after_seconds)
+        return Feedback(
+            token_difference=difference,
+            remaining_requests=-1.0 if left.requests is None else float(left.requests),
+            remaining_tokens=-1.0 if left.tokens is None else float(left.tokens),
+            retry_after_us=wait * 1e6,
+            is_too_fast=is_too_fast,
+        )
+
+    def _paid(self, bill: Bill, messages: Sequence[Message], reply: Reply) -> CachedAnswer:
+        prompt, completion = reply.prompt_tokens, reply.completion_tokens
+        if prompt is not None and prompt > 0:
+            self.guess.learn(messages, prompt)
+        else:
+            prompt = round(self.guess.prompt(messages))
+        if completion is None:
+            completion = -(-len(reply.text) // 4)
+        bill.prompt_tokens += prompt
+        bill.completion_tokens += completion
+        price = self.connection.target.config.price
+        if price is None:
+            bill.usd = None
+        elif bill.usd is not None:
+            bill.usd += price.usd(prompt, completion)
+        return CachedAnswer(reply.text, prompt, completion, reply.is_refused)
+
+    async def _back_off(self, order: Order, n_tried: int, failure: Failure) -> None:
+        """Sleep with full jitter. A cool-down that the target asked for is the gate's to keep."""
+        if failure.kind is Kind.WAIT and failure.retry_after_seconds is not None:
+            return
+        ceiling = min(
+            self.settings.backoff_cap_seconds,
+            self.settings.backoff_base_seconds * 2**n_tried,
+        )
+        hint = min(failure.retry_after_seconds or 0.0, self.settings.max_retry_after_seconds)
+        reason: Condition = "rate_limited" if failure.kind is Kind.WAIT else "target_unavailable"
+        with order.waits.begin(reason):
+            await asyncio.sleep(hint + self.jitter.uniform(0.0, ceiling))
+
+    def _given_up(self) -> ScoreError:
+        name, seconds = self.connection.target.name, self.settings.patience_seconds
+        return ScoreError(
+            code="target_unavailable",
+            message=f"target {name} has not answered for {seconds:g} s",
+            retryable=True,
+        )
+
+
+def _length(messages: Sequence[Message]) -> int:
+    return sum(len(message["content"]) for message in messages)
