@@ -11,6 +11,9 @@ from fastapi import FastAPI
 from instructzero.errors import InvalidRequest
 from services import web
 from services.scorer.api import router
+from services.scorer.rate_limit import RateLimiter
+from services.scorer.redis_cache import RedisCache
+from services.scorer.redis_gate import RedisGate, open_redis
 from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings, check_exposure
 from services.scorer.targets import Targets, load_targets
@@ -50,7 +53,16 @@ def create_pool(settings: Settings) -> ScorerPool:
     Raises:
         InvalidRequest: the targets file is missing or wrong; says what to do.
     """
-    return ScorerPool(read_targets(settings), settings=settings)
+    targets = read_targets(settings)
+    if settings.redis_url is None:
+        return ScorerPool(targets, settings=settings)
+    redis = open_redis(settings.redis_url.get_secret_value())
+    return ScorerPool(
+        targets,
+        settings=settings,
+        limiter=RateLimiter(RedisGate(redis)),
+        cache=RedisCache(redis, ttl_seconds=settings.answer_ttl_seconds),
+    )
 
 
 def read_targets(settings: Settings) -> Targets:

@@ -41,11 +41,7 @@ class SharedAnswerCache(AnswerCache, Protocol):
         ...
 
     async def release(self, key: str) -> None:
-        """Give up the claim; the answer is there or will be bought by another."""
-        ...
-
-    async def wait(self, key: str) -> None:
-        """Wait until the answer may be there, or its buyer has gone."""
+        """Give up a claim; who waits for the answer may buy it now."""
         ...
 
 

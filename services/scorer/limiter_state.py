@@ -63,6 +63,13 @@ class Decision(NamedTuple):
     why: str
 
 
+class Settled(NamedTuple):
+    """Whether the ticket was held (else its tokens were corrected before), and who is next."""
+
+    is_held: bool
+    next_job: str | None
+
+
 @dataclass(slots=True)
 class ScopeState:
     """What is known about one scope; nothing in it depends on how many processes share it."""
@@ -107,12 +114,8 @@ class ScopeState:
         self._charge(ask, mine, token_us, request_us, now)
         return Decision(True, 0.0, "ok")
 
-    def settle(self, ticket: str, pace: Pace, feedback: Feedback, now: float) -> bool:
-        """Give the slot back, correct the tokens, take in what the target said.
-
-        Returns:
-            Whether the ticket was held; only then are its tokens corrected.
-        """
+    def settle(self, ticket: str, pace: Pace, feedback: Feedback, now: float) -> Settled:
+        """Give the slot back, correct the tokens, take in what the target said."""
         is_held = self.slots.pop(ticket, None) is not None
         if feedback.is_too_fast:
             slow = self._slowness(now)
@@ -133,7 +136,8 @@ class ScopeState:
         if feedback.retry_after_us > 0:
             until = float(round(now + feedback.retry_after_us))
             self.cooldown_until = max(self.cooldown_until, until)
-        return is_held
+        queue = [(self.virtual.get(job, 0.0), job) for job in self.waiting]
+        return Settled(is_held, min(queue)[1] if queue else None)
 
     def leave(self, job: str) -> None:
         """Forget that a job is waiting; its callers have gone."""

@@ -15,9 +15,10 @@ from services.scorer.cache import CachedAnswer
 from services.scorer.conditions import Condition, Waits
 from services.scorer.connection import Attempt, Connection, Message, Reply
 from services.scorer.failures import Failure, Kind
-from services.scorer.limiter_state import Feedback
+from services.scorer.limiter_state import MINUTE_US, Feedback, Pace
 from services.scorer.rate_limit import Permit, RateLimiter
 from services.scorer.settings import Settings
+from services.scorer.targets import Target
 
 OUTAGE = frozenset(
     {
@@ -29,6 +30,7 @@ OUTAGE = frozenset(
     }
 )
 """Failures that say the target is down."""
+LEASE_MARGIN_SECONDS = 5.0
 NO_BUDGET = ScoreError(
     code="budget_exhausted", message="no call is left for this example", retryable=True
 )
@@ -178,9 +180,15 @@ class Counter:
     async def _permit(self, order: Order, messages: Sequence[Message]) -> Permit:
         target = self.connection.target
         tokens = float(round(self.guess.prompt(messages) + target.config.sampling.max_tokens))
+        pace = pace_of(target, tokens)
         with order.waits.noticed() as notice:
             return await self.limiter.acquire(
-                target, job=order.job, weight=order.weight, tokens=tokens, notice=notice
+                target.scope,
+                pace,
+                job=order.job,
+                weight=order.weight,
+                tokens=tokens,
+                notice=notice,
             )
 
     async def _send(self, order: Order, permit: Permit, messages: Sequence[Message]) -> Attempt:
@@ -257,3 +265,27 @@ class Counter:
 
 def _length(messages: Sequence[Message]) -> int:
     return sum(len(message["content"]) for message in messages)
+
+
+def pace_of(target: Target, tokens: float) -> Pace:
+    """Return a target's limits as the gate takes them, for a request of so many tokens.
+
+    Raises:
+        InvalidRequest: it can never fit.
+    """
+    limits = target.config.limits
+    per_minute, token_limit = limits.requests_per_minute, limits.tokens_per_minute
+    if token_limit is not None and tokens > token_limit:
+        raise InvalidRequest(
+            f"one request needs about {tokens:.0f} tokens and target {target.name} allows "
+            f"{token_limit:.0f} a minute; shorten the examples or max_tokens, or raise the limit",
+            reason="request_too_large",
+        )
+    return Pace(
+        request_us=MINUTE_US / per_minute if per_minute else 0.0,
+        burst_requests=float(limits.burst or max(1, int((per_minute or 0) / 10))),
+        token_us=MINUTE_US / token_limit if token_limit else 0.0,
+        burst_tokens=max(tokens, token_limit / 10) if token_limit else 1e15,
+        in_flight=limits.in_flight,
+        lease_us=(target.config.timeout_seconds + LEASE_MARGIN_SECONDS) * 1e6,
+    )

@@ -18,9 +18,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from instructzero.errors import InstructZeroError, InvalidRequest, RateLimiterUnavailable
-from services.scorer.limiter_state import MINUTE_US, Ask, Decision, Feedback, Pace, ScopeState
-from services.scorer.targets import Target
+from instructzero.errors import InstructZeroError, RateLimiterUnavailable
+from services.scorer.limiter_state import Ask, Decision, Feedback, Pace, ScopeState
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ Notice = Callable[[Reason | None], None]
 """Told why a caller waits, and None when it goes on."""
 RECHECK_SECONDS = (0.2, 2.0)
 """How soon, and how seldom, a gate that does not answer is asked again."""
-LEASE_MARGIN_SECONDS = 5.0
+WOKEN_BY_RELEASE = frozenset({"concurrency", "fairness", "tokens"})
 
 
 class Permit(NamedTuple):
@@ -56,8 +55,8 @@ class Gate(Protocol):
         """Forget that a job waits."""
         ...
 
-    def on_release(self, wake: Callable[[str], None]) -> None:
-        """Set what is called with the scope in which a slot has become free."""
+    def on_release(self, wake: Callable[[str, str | None], None]) -> None:
+        """Set what is called with the scope and the job for which a slot has become free."""
         ...
 
     async def ready(self) -> str:
@@ -82,16 +81,13 @@ class RateLimiter:
         gate.on_release(self._wake)
 
     async def acquire(
-        self, target: Target, *, job: str, weight: float, tokens: float, notice: Notice
+        self, scope: str, pace: Pace, *, job: str, weight: float, tokens: float, notice: Notice
     ) -> Permit:
-        """Wait for a permit.
-
-        Raises:
-            InvalidRequest: the request needs more tokens than the target's limit allows a minute.
-        """
-        pace = pace_of(target, tokens)
+        """Wait for a permit."""
         ticket = f"{self._prefix}-{next(self._numbers)}"
-        line = self._lines.setdefault((target.scope, job), _Line(target.scope, job))
+        line = self._lines.get((scope, job))
+        if line is None:
+            line = self._lines[scope, job] = _Line(scope, job)
         line.n_present += 1
         try:
             if line.n_present > 1:
@@ -168,10 +164,15 @@ class RateLimiter:
                 turn.set_result(None)
                 return
 
-    def _wake(self, scope: str, *, with_tokens: bool = False) -> None:
+    def _wake(self, scope: str, job: str | None) -> None:
+        """Let the first caller of a job ask again; of every job for None."""
+        if job is not None:
+            if (line := self._lines.get((scope, job))) is not None:
+                line.wake()
+            return
         for line in self._lines.values():
             if line.scope == scope:
-                line.wake(with_tokens=with_tokens)
+                line.wake()
 
     def _recheck_after(self, n_unanswered: int) -> float:
         low, high = RECHECK_SECONDS
@@ -182,7 +183,6 @@ class RateLimiter:
             await self._gate.settle(permit, feedback)
         except InstructZeroError:
             log.warning("a permit could not be given back; its slot is free when its lease ends")
-        self._wake(permit.scope, with_tokens=feedback.token_difference < 0)
 
     async def _leave(self, line: _Line) -> None:
         try:
@@ -207,10 +207,14 @@ class _Line:
     n_present: int = 0
     is_headless: bool = False
     is_registered: bool = False
+    is_woken: bool = False
     sleeping: asyncio.Future[None] | None = None
     waits_for: str = ""
 
     async def sleep(self, decision: Decision) -> None:
+        if self.is_woken and decision.why in WOKEN_BY_RELEASE:  # while we were asking
+            self.is_woken = False
+            return
         loop = asyncio.get_running_loop()
         self.sleeping, self.waits_for = loop.create_future(), decision.why
         timer = loop.call_later(decision.wait_us / 1e6, _finish, self.sleeping)
@@ -218,11 +222,12 @@ class _Line:
             await self.sleeping
         finally:
             timer.cancel()
-            self.sleeping = None
+            self.sleeping, self.is_woken = None, False
 
-    def wake(self, *, with_tokens: bool) -> None:
-        reasons = ("concurrency", "fairness", "tokens")[: 3 if with_tokens else 2]
-        if self.sleeping is not None and self.waits_for in reasons:
+    def wake(self) -> None:
+        if self.sleeping is None:
+            self.is_woken = True
+        elif self.waits_for in WOKEN_BY_RELEASE:
             _finish(self.sleeping)
 
 
@@ -238,6 +243,7 @@ class LocalGate:
         """Take a clock in microseconds; the default is the monotonic one."""
         self._clock = clock or _monotonic_us
         self._scopes: dict[str, ScopeState] = {}
+        self._wake: Callable[[str, str | None], None] = lambda _scope, _job: None
 
     async def acquire(self, scope: str, ask: Ask, pace: Pace) -> Decision:
         """Decide now."""
@@ -245,14 +251,19 @@ class LocalGate:
 
     async def settle(self, permit: Permit, feedback: Feedback) -> None:
         """Take a permit back."""
-        self._state(permit.scope).settle(permit.ticket, permit.pace, feedback, self._clock())
+        settled = self._state(permit.scope).settle(
+            permit.ticket, permit.pace, feedback, self._clock()
+        )
+        if settled.next_job is not None:
+            self._wake(permit.scope, settled.next_job)
 
     async def leave(self, scope: str, job: str) -> None:
         """Forget that a job waits."""
         self._state(scope).leave(job)
 
-    def on_release(self, wake: Callable[[str], None]) -> None:
-        """Need nothing: every release is this process's own."""
+    def on_release(self, wake: Callable[[str, str | None], None]) -> None:
+        """Set what is called with the scope and the job for which a slot has become free."""
+        self._wake = wake
 
     async def ready(self) -> str:
         """Return "ok": nothing else is needed."""
@@ -263,30 +274,6 @@ class LocalGate:
 
     def _state(self, scope: str) -> ScopeState:
         return self._scopes.setdefault(scope, ScopeState())
-
-
-def pace_of(target: Target, tokens: float) -> Pace:
-    """Return a target's limits as the gate takes them, for a request of so many tokens.
-
-    Raises:
-        InvalidRequest: it can never fit.
-    """
-    limits = target.config.limits
-    per_minute, token_limit = limits.requests_per_minute, limits.tokens_per_minute
-    if token_limit is not None and tokens > token_limit:
-        raise InvalidRequest(
-            f"one request needs about {tokens:.0f} tokens and target {target.name} allows "
-            f"{token_limit:.0f} a minute; shorten the examples or max_tokens, or raise the limit",
-            reason="request_too_large",
-        )
-    return Pace(
-        request_us=MINUTE_US / per_minute if per_minute else 0.0,
-        burst_requests=float(limits.burst or max(1, int((per_minute or 0) / 10))),
-        token_us=MINUTE_US / token_limit if token_limit else 0.0,
-        burst_tokens=max(tokens, token_limit / 10) if token_limit else 1e15,
-        in_flight=limits.in_flight,
-        lease_us=(target.config.timeout_seconds + LEASE_MARGIN_SECONDS) * 1e6,
-    )
 
 
 def _monotonic_us() -> float:

@@ -16,8 +16,9 @@ from instructzero.contracts import (
     render,
 )
 from instructzero.errors import FieldProblem, InstructZeroError, InvalidRequest, Overloaded
+from services.scorer.answers import Answers
 from services.scorer.breaker import Breaker
-from services.scorer.cache import AnswerCache, CachedAnswer, Flights, MemoryCache, answer_key
+from services.scorer.cache import AnswerCache, CachedAnswer, MemoryCache, answer_key
 from services.scorer.conditions import Waits
 from services.scorer.connection import Connection, Message
 from services.scorer.failures import Failure
@@ -45,11 +46,13 @@ class ScorerPool:
         self._targets = targets
         self._settings = settings or Settings()
         self._limiter = limiter or RateLimiter(LocalGate())
-        self._cache = cache or MemoryCache(
-            ttl_seconds=self._settings.answer_ttl_seconds,
-            max_entries=self._settings.cache_entries,
+        self._answers = Answers(
+            cache
+            or MemoryCache(
+                ttl_seconds=self._settings.answer_ttl_seconds,
+                max_entries=self._settings.cache_entries,
+            )
         )
-        self._flights = Flights()
         self._counters: dict[str, Counter] = {}
         self._n_waiting = 0
 
@@ -124,6 +127,7 @@ class ScorerPool:
         """Close all connections."""
         for counter in self._counters.values():
             await counter.connection.aclose()
+        await self._answers.aclose()
         await self._limiter.aclose()
 
     def _counter(self, target: Target) -> Counter:
@@ -180,14 +184,10 @@ class ScorerPool:
     async def _answer(
         self, counter: Counter, order: Order, bill: Bill, messages: Sequence[Message], key: str
     ) -> CachedAnswer | ScoreError:
-        async with self._flights.one_at_a_time(key):
-            found = await self._cache.get(key)
-            if found is not None:
-                return found
-            answer = await counter.buy(order, bill, messages)
-            if isinstance(answer, CachedAnswer):
-                await self._cache.put(key, answer)
-            return answer
+        async def buy() -> CachedAnswer | ScoreError:
+            return await counter.buy(order, bill, messages)
+
+        return await self._answers.get_or_buy(key, buy, order.waits)
 
     def _score(self, request: ScoreRequest, example: ScoreExample, answer: CachedAnswer) -> float:
         if answer.is_refused:

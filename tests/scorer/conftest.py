@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
 from services.scorer.targets import Targets
 from tests.scorer.fake_target import FakeTarget, serve_fake
+from tests.scorer.redis_server import RedisServer
 
 FAST = Settings(
     backoff_base_seconds=0.005,
@@ -89,3 +91,26 @@ async def until(is_so: Callable[[], bool], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
         while not is_so():  # noqa: ASYNC110 - nothing tells us
             await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """An empty Redis; a test that stops or pauses it starts its own."""
+    shared_redis.flush()
+    return shared_redis
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
