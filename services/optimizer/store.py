@@ -330,14 +330,18 @@ async def store_texts(
 async def finish_step(
     session: AsyncSession, claim: Claim, *, step: int, best: dict[str, Any] | None
 ) -> None:
-    """Mark a step as done and publish the leader."""
+    """Mark a step as done, publish the leader, and note what had been paid by then."""
     row = await guard(session, claim)
-    await session.execute(
+    moved = await session.scalar(
         update(StepRow)
-        .where(StepRow.job_id == claim.job_id, StepRow.step == step)
+        .where(StepRow.job_id == claim.job_id, StepRow.step == step, StepRow.is_done.is_(False))
         .values(is_done=True, done_at=now())
+        .returning(StepRow.step)
     )
+    if moved is None:
+        return  # our own commit, unseen
     row.fruitless_claims = 0
+    await add_event(session, row, "step_done", {"step": step, "calls": row.calls, "best": best})
     if best is not None:
         if row.best is None or row.best.get("instruction") != best["instruction"]:
             await add_event(session, row, "new_best", best)
