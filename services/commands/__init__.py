@@ -1,0 +1,1 @@
+"""What the `instructzero` command does; `services/cli.py` puts it together."""
