@@ -1,0 +1,1 @@
+"""The generator: turns latent points into instructions with an open language model."""

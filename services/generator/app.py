@@ -1,0 +1,128 @@
+"""Composition root of the generator: as a process of its own, or inside another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from instructzero.errors import InvalidRequest
+from services import web
+from services.generator.api import router
+from services.generator.engine import Engine
+from services.generator.meta_prompt import choose_meta_prompt
+from services.generator.model_folder import ModelFolder, find_model
+from services.generator.service import GeneratorService, InProcessGenerator, served_name
+from services.generator.settings import GeneratorSettings, check_exposure
+from services.generator.writing import InstructionWriter
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+
+
+def create_app(settings: GeneratorSettings, service: GeneratorService | None = None) -> FastAPI:
+    """Build the service and load its model; a service that is given stays its giver's to close.
+
+    Raises:
+        InvalidRequest: the model cannot be used; says what to do.
+    """
+    own = service or create_service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        if service is None:
+            await own.aclose()
+
+    app = FastAPI(
+        title="InstructZero generator",
+        version=web.product_version(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.state.settings = settings
+    app.state.service = own
+    app.include_router(router)
+
+    async def ready() -> Mapping[str, str]:
+        return {"engine": own.state()}
+
+    return web.install(app, ready=ready, max_body_bytes=MAX_BODY_BYTES)
+
+
+def create_service(settings: GeneratorSettings) -> GeneratorService:
+    """Load the model that the settings name.
+
+    Raises:
+        InvalidRequest: it cannot be used; says what to do.
+    """
+    folder = find_model(settings)
+    engine = open_engine(folder, settings)
+    meta_prompt = choose_meta_prompt(
+        folder.path, settings.meta_prompt, is_chat=bool(engine.tokenizer.chat_template)
+    )
+    writer = InstructionWriter(
+        engine,
+        folder,
+        meta_prompt,
+        cached_prompts=settings.cached_prompts,
+        max_characters=settings.max_characters,
+    )
+    return GeneratorService(
+        writer,
+        name=settings.served_name or served_name(settings.model or ""),
+        max_waiting=settings.max_waiting,
+        deadline_seconds=settings.deadline_seconds,
+    )
+
+
+def open_engine(folder: ModelFolder, settings: GeneratorSettings) -> Engine:
+    """Load a model into the engine that the settings name.
+
+    Raises:
+        InvalidRequest: the engine is not installed, or the model cannot be used.
+    """
+    if settings.engine == "vllm":
+        raise InvalidRequest(
+            "the vllm engine is not part of this version; use --engine transformers",
+            reason="engine_missing",
+        )
+    # Loading transformers takes seconds: not before somebody needs it.
+    from services.generator import transformers_engine
+
+    return transformers_engine.open_engine(folder, settings)
+
+
+def open_writer(
+    model: str, *, name: str = "default", settings: GeneratorSettings | None = None
+) -> InProcessGenerator:
+    """Return a generator in this process, for a Hugging Face id or a model's folder.
+
+    Raises:
+        InvalidRequest: the model cannot be used; says what to do.
+    """
+    chosen = settings or GeneratorSettings()
+    return InProcessGenerator(
+        create_service(chosen.model_copy(update={"model": model, "served_name": name}))
+    )
+
+
+def run(settings: GeneratorSettings) -> None:
+    """Serve until SIGTERM, then finish what was accepted.
+
+    Raises:
+        InvalidRequest: the settings or the model are wrong; says what to do.
+    """
+    check_exposure(settings)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+        timeout_keep_alive=30,
+    )

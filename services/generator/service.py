@@ -1,0 +1,137 @@
+"""The service around a writer: who is served, how many may wait, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+
+from instructzero.contracts import GenerateRequest, GenerateResponse
+from instructzero.errors import (
+    FieldProblem,
+    GeneratorRefused,
+    GeneratorUnavailable,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
+from services.generator.writing import InstructionWriter
+
+log = logging.getLogger(__name__)
+DEFAULT = "default"
+"""Every generator also answers to this name."""
+LONGEST_RETRY_SECONDS = 60.0
+
+
+class GeneratorService:
+    """Serves one model; `generate` fails with the errors of the HTTP interface."""
+
+    def __init__(
+        self, writer: InstructionWriter, *, name: str, max_waiting: int, deadline_seconds: float
+    ) -> None:
+        self.name = name
+        self._writer = writer
+        self._max_waiting = max_waiting
+        self._deadline_seconds = deadline_seconds
+        self._n_waiting = 0
+        self._seconds_each = 1.0
+
+    def names(self) -> tuple[str, ...]:
+        """Return what a request may call the model."""
+        return tuple(dict.fromkeys((DEFAULT, self.name)))
+
+    def state(self) -> str:
+        """Return `ok`, or what is wrong."""
+        return self._writer.engine.state()
+
+    async def generate(self, request: GenerateRequest) -> GenerateResponse:
+        """Return one instruction per point; cancelling the task ends the work.
+
+        Raises:
+            InvalidRequest: another model is meant, or the prompt is too long.
+            Overloaded: as many requests as may be are in hand.
+            GeneratorUnavailable: the engine failed, or the deadline passed.
+        """
+        if request.model not in self.names():
+            raise _unknown_model(self.names())
+        if self._n_waiting >= self._max_waiting:
+            raise Overloaded(
+                f"{self._n_waiting} requests are in hand already; try again later",
+                retry_after_seconds=min(
+                    LONGEST_RETRY_SECONDS, max(1.0, self._seconds_each * self._n_waiting)
+                ),
+            )
+        self._n_waiting += 1
+        started = time.monotonic()
+        deadline = request.deadline_seconds or self._deadline_seconds
+        try:
+            async with asyncio.timeout(deadline):
+                answer = await self._writer.write(request)
+        except TimeoutError as error:
+            raise GeneratorUnavailable(
+                f"the instructions were not written within {deadline:g} seconds: ask for fewer "
+                "points at a time, fewer tokens, or set a longer deadline",
+                reason="deadline_exceeded",
+            ) from error
+        finally:
+            self._n_waiting -= 1
+        self._note(time.monotonic() - started, request)
+        return answer
+
+    async def aclose(self) -> None:
+        """Close the engine."""
+        await self._writer.aclose()
+
+    def _note(self, seconds: float, request: GenerateRequest) -> None:
+        share = seconds / (self._n_waiting + 1)
+        self._seconds_each += 0.2 * (share - self._seconds_each)
+        log.info(
+            "wrote %d instructions",
+            len(request.points),
+            extra={"request_id": request.request_id, "seconds": round(seconds, 3)},
+        )
+
+
+class InProcessGenerator:
+    """The service for a caller in the same process, with the errors of the HTTP client."""
+
+    def __init__(self, service: GeneratorService) -> None:
+        self._service = service
+
+    async def generate(self, request: GenerateRequest) -> GenerateResponse:
+        """Return one instruction per point.
+
+        Raises:
+            GeneratorUnavailable: it is busy or broken.
+            GeneratorRefused: it refuses the request.
+        """
+        try:
+            return await self._service.generate(request)
+        except InvalidRequest as error:
+            raise GeneratorRefused(error.detail, errors=error.errors) from error
+        except GeneratorUnavailable:
+            raise
+        except (Overloaded, Unavailable) as error:
+            raise GeneratorUnavailable(
+                error.detail, retry_after_seconds=error.retry_after_seconds
+            ) from error
+
+    async def models(self) -> tuple[str, ...] | None:
+        """Return the names it answers to."""
+        return self._service.names()
+
+    async def aclose(self) -> None:
+        """Close the engine."""
+        await self._service.aclose()
+
+
+def served_name(model: str) -> str:
+    """Return the name for a model that was given none: its id, or its folder's name."""
+    name = model if model.count("/") == 1 and model[0].isalnum() else re.split(r"[/\\]", model)[-1]
+    return re.sub(r"[^A-Za-z0-9._/:-]", "-", name).lstrip("._/:-")[:100] or DEFAULT
+
+
+def _unknown_model(names: tuple[str, ...]) -> InvalidRequest:
+    detail = f"this generator serves {' and '.join(names)}; name one of them"
+    return InvalidRequest(detail, errors=[FieldProblem("/model", detail)], reason="unknown_model")

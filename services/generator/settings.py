@@ -1,0 +1,81 @@
+"""Settings of the generator (IZ_GENERATOR_*), and the one place where it reads the environment."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from instructzero.contracts import MAX_TEXT, Name
+from instructzero.errors import InvalidRequest
+
+
+class GeneratorSettings(BaseSettings):
+    """Which open model writes instructions, and how much of the machine it may take."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="IZ_GENERATOR_", frozen=True, extra="ignore", protected_namespaces=()
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(8001, ge=0, le=65_535)
+    token: SecretStr | None = Field(
+        None, description="bearer token that callers must send; needed off loopback"
+    )
+
+    model: str | None = Field(None, description="Hugging Face id, or a folder with a checkpoint")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face id")
+    served_name: Name | None = Field(
+        None, description="what requests call the model, beside `default`; its id if not set"
+    )
+    offline: bool = Field(False, description="use what is on disk; never ask the model hub")
+    hub_url: str | None = Field(None, description="a mirror of the model hub")
+    meta_prompt: Path | None = Field(
+        None, description="a meta-prompt file that replaces the model's own"
+    )
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: float32 on a CPU, the checkpoint's own type on a GPU"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of the process; PyTorch's choice if not set"
+    )
+    max_batch_size: int = Field(32, ge=1, le=1024, description="prompts decoded side by side")
+    cached_prompts: int = Field(
+        256, ge=1, description="exemplar texts whose embeddings are kept in memory"
+    )
+
+    max_characters: int = Field(
+        1_000, ge=1, le=MAX_TEXT, description="a longer instruction is rejected as too_long"
+    )
+    max_waiting: int = Field(64, ge=1, description="requests in hand before 429 is answered")
+    deadline_seconds: float = Field(
+        600.0, gt=0, le=3600, description="for requests that set none themselves"
+    )
+    drain_seconds: float = Field(60.0, gt=0)
+
+
+def check_exposure(settings: GeneratorSettings) -> None:
+    """Refuse to listen beyond this machine without a token.
+
+    Raises:
+        InvalidRequest: says how to make a token.
+    """
+    if settings.token is not None and settings.token.get_secret_value():
+        return
+    try:
+        is_local = ip_address(settings.host).is_loopback
+    except ValueError:
+        is_local = settings.host == "localhost"
+    if not is_local:
+        raise InvalidRequest(
+            f"refusing to listen on {settings.host} without a token: set IZ_GENERATOR_TOKEN to a "
+            "long random string (python -c 'import secrets; print(secrets.token_urlsafe(32))') and "
+            "give the runner the same, or listen on 127.0.0.1",
+            reason="token_missing",
+        )
