@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
+import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -30,17 +30,19 @@ MAX_VALIDATION = 2_000
 MIN_VALIDATION = 5
 MAX_TEST = 5_000
 DEFAULT_TEMPLATE = "Instruction: {instruction}\n\nInput: {input}\nOutput:"
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def _no_control_characters(text: str) -> str:
-    for character in text:
-        if character not in "\t\n\r" and unicodedata.category(character) in {"Cc", "Cs"}:
-            raise ValueError("holds a control character; only tab and line breaks are allowed")
+    if _CONTROL.search(text):
+        raise ValueError("holds a control character; only tab and line breaks are allowed")
     return text
 
 
 def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
 
 
 Text = Annotated[
@@ -53,7 +55,9 @@ Name = Annotated[
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 LabelValue = Annotated[Text, StringConstraints(max_length=200)]
 Outputs = Annotated[
-    tuple[FilledText, ...], Field(min_length=1, max_length=200), BeforeValidator(_as_tuple)
+    tuple[FilledText, ...],
+    Field(min_length=1, max_length=200),
+    BeforeValidator(_as_tuple, json_schema_input_type=FilledText | tuple[FilledText, ...]),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -626,6 +630,15 @@ class TokenUsage(Wire):
     completion_tokens: int = 0
 
 
+class JudgeSpend(Wire):
+    """The judge's part of what an evaluation cost; the line's own numbers include it."""
+
+    calls: int = 0
+    failed_calls: int = 0
+    usage: TokenUsage = TokenUsage()
+    usd: float | None = None
+
+
 class ScoreError(Wire):
     """Why there is no score. `stops_job`: no other example can succeed either."""
 
@@ -656,6 +669,7 @@ class ScoreLine(Wire):
     failed_calls: int = 0
     usd: float | None = None
     latency_ms: float | None = None
+    judge: JudgeSpend | None = None
 
 
 class ScoreCondition(Wire):
@@ -672,3 +686,72 @@ class TargetView(Wire):
     limits: dict[str, JsonValue]
     price: dict[str, JsonValue] | None
     max_tokens: int
+
+
+# --- catalogue ------------------------------------------------------------------------------------
+
+
+class GeneratorView(Wire):
+    """A generator model that a job may name."""
+
+    name: str
+
+
+class OptionView(Wire):
+    """An option of a strategy. `type` is the JSON type; `default` null: the strategy decides."""
+
+    name: str
+    type: Literal["boolean", "integer", "number", "string"]
+    default: bool | int | float | str | None
+    description: str = ""
+
+
+class StrategyView(Wire):
+    """A way to search, with what may be set."""
+
+    name: StrategyName
+    description: str
+    options: tuple[OptionView, ...] = ()
+
+
+class MetricView(Wire):
+    """A metric, with the parameters that it takes in a job spec."""
+
+    name: MetricName
+    description: str
+    parameters: tuple[str, ...] = ()
+
+
+Entry = TypeVar("Entry")
+
+
+class Listing(Wire, Generic[Entry]):
+    """A complete list."""
+
+    data: tuple[Entry, ...]
+
+
+# --- problems -------------------------------------------------------------------------------------
+
+
+class FieldError(Wire):
+    """One field that is wrong: an RFC 6901 pointer into the body and what to do about it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    pointer: str
+    detail: str
+
+
+class ProblemDocument(Wire):
+    """An RFC 9457 problem document; every error has this form."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: str = "about:blank"
+    title: str = ""
+    status: int
+    code: str
+    detail: str
+    request_id: str = ""
+    errors: tuple[FieldError, ...] = ()

@@ -10,6 +10,7 @@ InstructZeroError
 ├── Conflict                  409  the job's status does not allow it, or the request is in progress
 ├── PreconditionFailed        412  If-Match named an old version
 ├── PayloadTooLarge           413
+├── UnsupportedMediaType      415  the body is not JSON
 ├── Overloaded                429  try again after `retry_after_seconds`
 ├── Unavailable               503  a part that is needed does not answer
 │   ├── GeneratorUnavailable  503
@@ -120,6 +121,12 @@ class PayloadTooLarge(InstructZeroError):
     """The body is larger than the server reads."""
 
     code, status = "payload_too_large", 413
+
+
+class UnsupportedMediaType(InstructZeroError):
+    """The body is declared as something the server does not read."""
+
+    code, status = "unsupported_media_type", 415
 
 
 class Overloaded(InstructZeroError):

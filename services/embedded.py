@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from filelock import FileLock, Timeout
 
 from instructzero.contracts import MetricSpec
 from instructzero.errors import Conflict
 from services.optimizer import store
+from services.optimizer.app import create_app
 from services.optimizer.buyer import Scorer
 from services.optimizer.clients import HttpGenerator, HttpScorer
 from services.optimizer.database import Database, ensure_schema, open_database, sqlite_path
+from services.optimizer.intake import ApiDeps
 from services.optimizer.loop import LoopDeps
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
@@ -202,6 +205,20 @@ async def open_parts(options: Options, *, with_runner: bool = True) -> AsyncIter
             runner = Runner(deps, take_over=is_embedded)
             stack.callback(runner.close)
         yield Parts(database, generator, scorer, settings, runner, readiness(database, scorer))
+
+
+def create_api(parts: Parts) -> FastAPI:
+    """Build the REST API on the process's parts, which must stay open while it serves."""
+    return create_app(
+        ApiDeps(
+            database=parts.database,
+            scorer=parts.scorer,
+            generator=parts.generator,
+            settings=parts.settings,
+            check_metric=check_metric,
+            ready=parts.ready,
+        )
+    )
 
 
 def check_metric(metric: MetricSpec, outputs: Sequence[str]) -> str | None:

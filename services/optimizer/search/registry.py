@@ -58,6 +58,27 @@ def make_strategy(
     return make(problem, read_options(kind, options or {}))
 
 
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Check option values without making the strategy.
+
+    Raises:
+        UnknownStrategy: no strategy has this name.
+        BadOption: an option does not exist or its value does not fit.
+    """
+    read_options(options_of(name), options)
+
+
+def options_of(name: str) -> type[object]:
+    """Return the dataclass of a strategy's options.
+
+    Raises:
+        UnknownStrategy: no strategy has this name.
+    """
+    if name not in _MAKERS:
+        raise UnknownStrategy(f"unknown strategy {name!r}: choose from {', '.join(STRATEGIES)}")
+    return _MAKERS[name][0]
+
+
 def read_options(kind: type[_Options], given: Mapping[str, object]) -> _Options:
     """Check option values against an options dataclass and build it.
 
@@ -69,7 +90,7 @@ def read_options(kind: type[_Options], given: Mapping[str, object]) -> _Options:
         if name not in known:
             raise BadOption(f"unknown option {name!r}: choose from {', '.join(known) or 'none'}")
         if not _fits(value, known[name]):
-            raise BadOption(f"option {name!r} takes a value like {known[name]!r}, not {value!r}")
+            raise BadOption(f"option {name!r} takes a value like {known[name]!r}")
     try:
         return kind(**given)
     except ValueError as error:

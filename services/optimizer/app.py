@@ -1,0 +1,40 @@
+"""Composition root of the API: routes, keys, problem documents, health checks."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from services import web
+from services.optimizer import api, api_catalog, api_record
+from services.optimizer.auth import KeyCheck, read_digests
+from services.optimizer.intake import ApiDeps
+from services.optimizer.openapi import describe
+from services.optimizer.watch import Watch
+
+__all__ = ["ApiDeps", "create_app"]
+
+
+def create_app(deps: ApiDeps) -> FastAPI:
+    """Build the API on parts that stay their giver's to close.
+
+    It needs no lifespan, so it also serves requests inside a process that opens no port.
+
+    Raises:
+        InvalidRequest: a configured key digest is none.
+    """
+    app = FastAPI(
+        title="InstructZero",
+        summary="Finds the instruction that makes a black-box language model do a task best.",
+        version=web.product_version(),
+        docs_url=None,  # the usual pages load scripts from other hosts
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.deps = deps
+    app.state.watch = Watch(deps.database)
+    for part in (api, api_record, api_catalog):
+        app.include_router(part.router)
+    app.add_middleware(KeyCheck, digests=read_digests(deps.settings))
+    web.install(app, ready=deps.ready)
+    describe(app)
+    return app

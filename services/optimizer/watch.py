@@ -1,0 +1,57 @@
+"""Waiting for a job to change: one cheap query serves everybody who waits in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from services.optimizer import reads
+from services.optimizer.database import Database
+from services.optimizer.reads import Mark
+
+INTERVAL_SECONDS = 0.2
+
+
+class Watch:
+    """Looks at the watched jobs' marks at an interval, for as long as anybody waits."""
+
+    def __init__(self, database: Database, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
+        self._database = database
+        self._interval_seconds = interval_seconds
+        self._watched: Counter[str] = Counter()
+        self._round: asyncio.Task[dict[str, Mark]] | None = None
+
+    async def until(self, job_id: str, holds: Callable[[Mark], bool], seconds: float) -> None:
+        """Return when a job's mark satisfies `holds`, the job is gone, or the time is over.
+
+        Raises:
+            DBAPIError: the database does not answer.
+        """
+        self._watched[job_id] += 1
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    mark = (await asyncio.shield(self._next_round())).get(job_id)
+                    if mark is None or holds(mark):
+                        return
+        except TimeoutError:
+            return
+        finally:
+            self._watched[job_id] -= 1
+            if not self._watched[job_id]:
+                del self._watched[job_id]
+
+    def _next_round(self) -> asyncio.Task[dict[str, Mark]]:
+        """Return the look that begins next; all who wait share it."""
+        if self._round is None or self._round.done():
+            self._round = asyncio.create_task(self._look())
+            # Whoever waited may be gone when it fails.
+            self._round.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._round
+
+    async def _look(self) -> dict[str, Mark]:
+        await asyncio.sleep(self._interval_seconds)
+        self._round = None
+        async with self._database.reads() as session:
+            return await reads.read_marks(session, list(self._watched))
