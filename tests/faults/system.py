@@ -81,7 +81,9 @@ class Process:
 class DemoTarget:
     """The demo target with a request log, and the targets file that names it."""
 
-    def __init__(self, folder: Path, *options: str, latency_ms: int = 100) -> None:
+    def __init__(
+        self, folder: Path, *options: str, latency_ms: int = 100, timeout_seconds: float = 5
+    ) -> None:
         self.folder = folder
         self.log = folder / "requests.jsonl"
         self.port = free_port()
@@ -96,7 +98,7 @@ class DemoTarget:
             "model": "demo",
             "limits": {"in_flight": IN_FLIGHT},
             "sampling": {"temperature": 0, "max_tokens": 16},
-            "timeout_seconds": 5,
+            "timeout_seconds": timeout_seconds,
         }
         self.targets.write_text(yaml.safe_dump({"targets": {"demo": connection}}))
 
@@ -115,9 +117,11 @@ class DemoTarget:
 
 
 @contextmanager
-def demo_target(folder: Path, *options: str, latency_ms: int = 100) -> Iterator[DemoTarget]:
+def demo_target(
+    folder: Path, *options: str, latency_ms: int = 100, timeout_seconds: float = 5
+) -> Iterator[DemoTarget]:
     folder.mkdir(parents=True, exist_ok=True)
-    target = DemoTarget(folder, *options, latency_ms=latency_ms)
+    target = DemoTarget(folder, *options, latency_ms=latency_ms, timeout_seconds=timeout_seconds)
     try:
         yield target
     finally:
