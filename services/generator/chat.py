@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 SoftPosition = Literal["prefix", "suffix"]
 TEMPLATE_DATE = "26 Jul 2024"
 """Some templates write today's date; a search space may not change at midnight."""
+CALENDAR = f"{{%- macro strftime_now(form) -%}}{TEMPLATE_DATE}{{%- endmacro -%}}"
+"""Stands before the template and hides the clock that transformers offers to it."""
 
 
 class Frame(NamedTuple):
@@ -45,7 +47,7 @@ class ChatFormat:
         self._special = tuple(
             token.content
             for token in tokenizer.added_tokens_decoder.values()
-            if token.content.strip()
+            if token.special and token.content.strip()
         )
 
     def halves(self, turn: UserTurn, position: SoftPosition) -> TokenHalves:
@@ -104,8 +106,7 @@ class ChatFormat:
                     tokenize=False,
                     add_generation_prompt=answer_next,
                     enable_thinking=False,
-                    date_string=TEMPLATE_DATE,
-                    strftime_now=lambda _: TEMPLATE_DATE,
+                    chat_template=CALENDAR + self._tokenizer.get_chat_template(),
                 )
             )
         except (TemplateError, ValueError, TypeError, KeyError) as error:

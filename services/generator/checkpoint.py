@@ -1,8 +1,11 @@
-"""Reads a checkpoint with transformers: no code from the model's files, no weights made up."""
+"""Reads a checkpoint with transformers: no code from the model's files, no weights made up.
+
+What transformers and the libraries below it raise on a file that they cannot read has no common
+class; here, at the edge, any of it becomes a message that says what to do.
+"""
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,10 +20,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from services.generator.settings import GeneratorSettings
-
-log = logging.getLogger(__name__)
-UNREADABLE = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError)
-"""What transformers raises on files it cannot read; each becomes a message of ours."""
 
 
 class Checkpoint(NamedTuple):
@@ -81,7 +80,7 @@ def read_config(folder: ModelFolder) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(
             folder.path, trust_remote_code=False, local_files_only=True
         )
-    except UNREADABLE as error:
+    except Exception as error:
         raise _problem(
             "the model's config.json cannot be used: it is damaged, its kind needs a newer "
             "transformers, or it needs code of its own, which this service does not run "
@@ -108,7 +107,7 @@ def read_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder.path, trust_remote_code=False, local_files_only=True
         )
-    except UNREADABLE as error:
+    except Exception as error:
         raise _problem(
             "the model's tokenizer cannot be read; save it beside the weights as tokenizer.json "
             f"with tokenizer.save_pretrained(...) ({type(error).__name__})",
@@ -136,7 +135,7 @@ def _choose_dtype(wanted: str, device: torch.device, config: PretrainedConfig) -
         chosen: torch.dtype = getattr(torch, wanted)
         return chosen
     if device.type == "cpu":
-        return torch.float32  # the one type in which a text does not depend on its neighbours
+        return torch.float32  # narrower types round so much that a text depends on its batch
     return "auto" if config.dtype is not None else torch.bfloat16
 
 
@@ -151,8 +150,7 @@ def _read_model(folder: ModelFolder, dtype: torch.dtype | str) -> PreTrainedMode
             local_files_only=True,
             output_loading_info=True,
         )
-    except UNREADABLE as error:
-        log.warning("the checkpoint cannot be loaded", exc_info=error)
+    except Exception as error:
         raise _problem(
             "the model's weights cannot be loaded: a file is damaged or missing, or the format "
             f"(a quantised one, say) needs a package that is not installed ({_first_line(error)})"

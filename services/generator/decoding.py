@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 
-class Choice(LogitsProcessor):
+class Choice(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
     """Leaves one token per row: the most likely, or one drawn from the row's own generator.
 
     transformers draws from the process-wide generator, so that a text would depend on every other
@@ -41,7 +41,7 @@ class Choice(LogitsProcessor):
         return torch.searchsorted(spread, wanted, right=True)[:, 0].clamp(max=scores.shape[1] - 1)
 
 
-class Interrupt(StoppingCriteria):
+class Interrupt(StoppingCriteria):  # type: ignore[misc]
     """Ends the work between two tokens when nobody waits for it any more."""
 
     def __init__(self, stop: threading.Event) -> None:

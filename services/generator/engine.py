@@ -110,5 +110,5 @@ class Engine(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """End the work and give the model's memory back."""
+        """Finish the work in hand and give the model's memory back."""
         ...

@@ -103,6 +103,7 @@ def _download(settings: GeneratorSettings, model: str) -> Path:
                 ignore_patterns=list(UNWANTED),
                 local_files_only=settings.offline,
                 endpoint=settings.hub_url,
+                cache_dir=settings.hub_cache,
             )
         )
     except GatedRepoError as error:

@@ -36,6 +36,8 @@ class GeneratorService:
         self._deadline_seconds = deadline_seconds
         self._n_waiting = 0
         self._seconds_each = 1.0
+        self._is_closed = False
+        self._is_idle = asyncio.Event()
 
     def names(self) -> tuple[str, ...]:
         """Return what a request may call the model."""
@@ -43,7 +45,7 @@ class GeneratorService:
 
     def state(self) -> str:
         """Return `ok`, or what is wrong."""
-        return self._writer.engine.state()
+        return "the generator is closed" if self._is_closed else self._writer.engine.state()
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Return one instruction per point; cancelling the task ends the work.
@@ -55,6 +57,8 @@ class GeneratorService:
         """
         if request.model not in self.names():
             raise _unknown_model(self.names())
+        if self._is_closed:
+            raise GeneratorUnavailable(self.state())
         if self._n_waiting >= self._max_waiting:
             raise Overloaded(
                 f"{self._n_waiting} requests are in hand already; try again later",
@@ -63,6 +67,7 @@ class GeneratorService:
                 ),
             )
         self._n_waiting += 1
+        self._is_idle.clear()
         started = time.monotonic()
         deadline = request.deadline_seconds or self._deadline_seconds
         try:
@@ -76,11 +81,16 @@ class GeneratorService:
             ) from error
         finally:
             self._n_waiting -= 1
+            if self._n_waiting == 0:
+                self._is_idle.set()
         self._note(time.monotonic() - started, request)
         return answer
 
     async def aclose(self) -> None:
-        """Close the engine."""
+        """Accept nothing more, finish what is in hand, close the engine."""
+        self._is_closed = True
+        if self._n_waiting:
+            await self._is_idle.wait()
         await self._writer.aclose()
 
     def _note(self, seconds: float, request: GenerateRequest) -> None:

@@ -16,9 +16,7 @@ from instructzero.errors import InvalidRequest
 class GeneratorSettings(BaseSettings):
     """Which open model writes instructions, and how much of the machine it may take."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="IZ_GENERATOR_", frozen=True, extra="ignore", protected_namespaces=()
-    )
+    model_config = SettingsConfigDict(env_prefix="IZ_GENERATOR_", frozen=True, extra="ignore")
 
     host: str = "127.0.0.1"
     port: int = Field(8001, ge=0, le=65_535)
@@ -33,6 +31,9 @@ class GeneratorSettings(BaseSettings):
     )
     offline: bool = Field(False, description="use what is on disk; never ask the model hub")
     hub_url: str | None = Field(None, description="a mirror of the model hub")
+    hub_cache: Path | None = Field(
+        None, description="where fetched models are kept; Hugging Face's own place if not set"
+    )
     meta_prompt: Path | None = Field(
         None, description="a meta-prompt file that replaces the model's own"
     )

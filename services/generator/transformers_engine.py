@@ -102,8 +102,8 @@ class TransformersEngine:
 
     async def aclose(self) -> None:
         """Wait for the work in hand and let the model go."""
-        await asyncio.to_thread(self._worker.shutdown, wait=True, cancel_futures=True)
-        self._failure = "the generator is closed"
+        self._failure = "the engine is closed"
+        await asyncio.to_thread(self._worker.shutdown, wait=True)
         del self._model, self._decoder
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

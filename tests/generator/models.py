@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
@@ -42,13 +42,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+TEXT = """Write the opposite of each word and keep its form. Name the animals in this list, sort
+them by size, and answer with the largest one only. Translate every sentence into German, French or
+Spanish. Say whether a review is positive or negative. Count what is shown; add both numbers. Give
+the first letter, the last letter, the plural, a rhyme, a synonym, the past tense of a verb. Put the
+statement into formal language. Input: sane Output: insane Instruction: small large hot cold"""
+
+
 def make_tokenizer(*, is_chat: bool = True) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes and four chat marks."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    """Return a tokenizer in which most tokens are words, with four chat marks."""
+    backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(
+        TEXT.split("\n"),
+        trainers.BpeTrainer(
+            vocab_size=700,
+            special_tokens=SPECIAL,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
@@ -69,6 +84,7 @@ def save_model(folder: Path, family: str, **changes: Any) -> Path:
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(7)
         model = AutoModelForCausalLM.from_config(config)
+    transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
