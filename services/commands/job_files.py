@@ -68,7 +68,7 @@ def load_job(path: Path) -> JobSpec:
         spec = None
     if problems or spec is None:
         unique = tuple(dict.fromkeys(problems))
-        raise InvalidSpec(f"{path}: {describe(unique)}", errors=unique)
+        raise InvalidSpec(f"{path} is not a valid job: {describe(unique)}", errors=unique)
     return spec
 
 
@@ -139,7 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refuse(path: Path, detail: str) -> InvalidSpec:
-    return InvalidSpec(f"{path} {detail}", errors=[FieldProblem("", detail)])
+    return InvalidSpec(f"{path} {detail}")
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

@@ -129,9 +129,8 @@ def test_a_dataset_is_looked_up_beside_the_job_file_and_keeps_the_rest_of_the_ta
 def test_a_wrong_field_is_named_as_it_is_written(tmp_path, content, place, advice):
     with pytest.raises(InvalidSpec) as caught:
         load_job(write(tmp_path, content))
-    lines = {
-        as_written(problem.pointer) or "the file": problem.detail for problem in caught.value.errors
-    }
+    lines = {as_written(problem.pointer): problem.detail for problem in caught.value.errors}
+    lines["the file"] = "" if lines else caught.value.detail
     assert place in lines
     assert advice in lines[place]
     assert place in caught.value.detail or place == "the file"

@@ -1,0 +1,81 @@
+"""What a person is told when a command fails: one sentence, and where to read on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from instructzero.errors import (
+    InstructZeroError,
+    InvalidRequest,
+    InvalidSpec,
+    PayloadTooLarge,
+    Unauthorized,
+    UnknownTarget,
+)
+from services.commands.console import Screen
+from services.commands.job_files import describe
+from services.commands.signals import INTERRUPTED
+
+BAD_USAGE = 2
+FAILED = 1
+LOGS = Path("runs")
+
+
+def tell(error: BaseException, *, is_debug: bool) -> int:
+    """Tell a person what went wrong and return the exit code."""
+    screen = Screen()
+    error = _innermost(error)
+    if is_debug:
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+        screen.say("Interrupted.")
+        return INTERRUPTED
+    if isinstance(error, InstructZeroError):
+        screen.problem(sentence(error))
+        is_usage = isinstance(error, InvalidRequest | Unauthorized | PayloadTooLarge)
+        return BAD_USAGE if is_usage else FAILED
+    if isinstance(error, BrokenPipeError):  # `instructzero export ... | head`
+        return FAILED
+    where = "" if is_debug else f"; the log is in {_write_log(error)}"
+    screen.problem(f"something went wrong on our side ({type(error).__name__}){where}")
+    return FAILED
+
+
+def sentence(error: InstructZeroError) -> str:
+    """Return what an error says, with one line per wrong field of a job."""
+    if not error.errors:
+        return error.detail
+    if isinstance(error, InvalidSpec | UnknownTarget):
+        return f"the job is not valid:{_lines(error)}"
+    return error.detail
+
+
+def _lines(error: InstructZeroError) -> str:
+    told = describe(error.errors)
+    return told if told.startswith("\n") else f"\n  {told}"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return the first failure of a group: the others are its consequences."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _write_log(error: BaseException) -> Path:
+    """Write a traceback and return where it is."""
+    text = "".join(traceback.format_exception(error))
+    name = f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}.log"
+    for folder in (LOGS, Path(tempfile.gettempdir())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+        except OSError:
+            continue
+        return folder / name
+    return Path("standard error, with --debug")
