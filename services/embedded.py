@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from filelock import FileLock, Timeout
@@ -35,7 +35,12 @@ from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings as ScorerSettings
 from services.scorer.targets import Targets, load_targets
 
+if TYPE_CHECKING:
+    from services.generator.service import InProcessGenerator
+
 DEMO = "demo"
+DEMO_TARGET_URL = "http://127.0.0.1:9001"
+"""Where `instructzero demo-target` listens unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +128,15 @@ def lock_database(raw: str) -> FileLock | None:
 
 
 def registered_targets(options: Options) -> Targets:
-    """Return the targets file's connections, or the demo target's alone."""
+    """Return the targets file's connections, or the demo target's alone.
+
+    Raises:
+        InvalidRequest: the targets file is missing or wrong.
+    """
     if options.targets is not None:
         return load_targets(options.targets)
-    if options.demo_target_url is None:
-        return Targets.of({"targets": {}})
-    return Targets.of({"targets": {DEMO: demo_connection(options.demo_target_url)}})
+    url = options.demo_target_url or DEMO_TARGET_URL
+    return Targets.of({"targets": {DEMO: demo_connection(url)}})
 
 
 def demo_connection(url: str) -> dict[str, Any]:
@@ -143,13 +151,26 @@ def demo_connection(url: str) -> dict[str, Any]:
     }
 
 
-def open_generator(options: Options, settings: Settings) -> Generator:
-    """Return the generator: over HTTP, or the transformers engine in this process."""
+def open_generator(options: Options, settings: Settings) -> HttpGenerator | InProcessGenerator:
+    """Return the generator: over HTTP, or the transformers engine in this process.
+
+    Raises:
+        InvalidRequest: the model cannot be used; says what to do.
+    """
     if options.generator_url is not None:
         return HttpGenerator(options.generator_url, in_flight=settings.generator_in_flight)
     from services.generator.app import open_writer  # loads torch
 
-    return open_writer(options.model)
+    return open_writer(model_source(options.model))
+
+
+def model_source(model: str) -> str:
+    """Return what the generator is to load: the bundled model's folder for `demo`."""
+    if model != DEMO:
+        return model
+    from services.demo import MODEL_PATH
+
+    return str(MODEL_PATH)
 
 
 def open_scorer(options: Options, database: Database) -> ScorerPool | HttpScorer:
@@ -201,6 +222,7 @@ async def open_parts(options: Options, *, with_runner: bool = True) -> AsyncIter
         generator = None
         if with_runner:
             generator = await asyncio.to_thread(open_generator, options, settings)
+            stack.push_async_callback(generator.aclose)
             deps = LoopDeps(database, generator, scorer, settings)
             runner = Runner(deps, take_over=is_embedded)
             stack.callback(runner.close)
