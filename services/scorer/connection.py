@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from services.scorer.targets import Target
 from services.scorer.transport import BadCertificate, BodyTooLarge, BoundedTransport, NotSent
 
 Message = Mapping[str, str]
+UNSTORABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
+"""What no database keeps as text (NUL) and no UTF-8 can say (halves of surrogate pairs)."""
 MAX_TOKENS_PER_CHARACTER: Final = 4
 TEMPLATE_TOKENS: Final = 1_000
 """A chat template adds at most about this many tokens; more in `usage` is a wrong number."""
@@ -154,7 +157,7 @@ class Connection:
         usage = content.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         return Reply(
-            text=text,
+            text=UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text),
             prompt_tokens=_count(usage.get("prompt_tokens"), length + TEMPLATE_TOKENS),
             completion_tokens=_count(
                 usage.get("completion_tokens"),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import regex
+from rapidfuzz.distance import LCSseq
 
 from instructzero.contracts import MetricName, MetricSpec
 from instructzero.errors import InvalidRequest
@@ -82,6 +83,13 @@ def _f1(answer: str, output: str) -> float:
     if n_common == 0:
         return 0.0
     return 2 * n_common / (said.total() + expected.total())
+
+
+def _rouge_l(answer: str, output: str) -> float:
+    """F-measure of the longest common subsequence of words: order counts, gaps do not."""
+    said, expected = _tokens(answer), _tokens(output)
+    n_common = LCSseq.similarity(said, expected)
+    return 2 * n_common / (len(said) + len(expected)) if n_common else 0.0
 
 
 def _exact_set(answer: str, output: str) -> float:
@@ -211,6 +219,7 @@ def _output_problem(metric: MetricName, output: str) -> str | None:
 COMPARISONS: dict[MetricName, Callable[[str, str], float]] = {
     MetricName.EXACT_MATCH: _exact_match,
     MetricName.F1: _f1,
+    MetricName.ROUGE_L: _rouge_l,
     MetricName.EXACT_SET: _exact_set,
     MetricName.CONTAINS: _contains,
     MetricName.REGEX: _regex,

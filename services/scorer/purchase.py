@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from instructzero.contracts import ScoreError, TokenUsage
+from instructzero.contracts import ScoreError
 from instructzero.errors import InvalidRequest
+from services.scorer.bill import Bill
 from services.scorer.breaker import Breaker, Entry
 from services.scorer.cache import CachedAnswer
 from services.scorer.conditions import Condition, Waits
@@ -55,24 +56,6 @@ class CallPool:
         """Return a call that was not made."""
         if self._left is not None:
             self._left += 1
-
-
-@dataclass(slots=True)
-class Bill:
-    """What one example has cost so far."""
-
-    calls: int = 0
-    failed_calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    usd: float | None = 0.0
-    seconds: float = 0.0
-
-    def usage(self) -> TokenUsage:
-        """Return the tokens."""
-        return TokenUsage(
-            prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens
-        )
 
 
 @dataclass(slots=True)
@@ -235,10 +218,8 @@ class Counter:
         bill.prompt_tokens += prompt
         bill.completion_tokens += completion
         price = self.connection.target.config.price
-        if price is None:
-            bill.usd = None
-        elif bill.usd is not None:
-            bill.usd += price.usd(prompt, completion)
+        if price is not None:
+            bill.usd = (bill.usd or 0.0) + price.usd(prompt, completion)
         return CachedAnswer(reply.text, prompt, completion, reply.is_refused)
 
     async def _back_off(self, order: Order, n_tried: int, failure: Failure) -> None:

@@ -113,6 +113,7 @@ class RateLimiter:
         await self._gate.aclose()
 
     async def _stand_in(self, line: _Line, notice: Notice) -> None:
+        """Wait for our turn to ask; the wait goes on until the permit is there."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         line.turns.append(turn)
         notice("rate_limited")
@@ -122,8 +123,6 @@ class RateLimiter:
             if turn.done() and not turn.cancelled():
                 line.is_headless = True  # it was our turn; the next one takes it
             raise
-        finally:
-            notice(None)
 
     async def _ask_until_granted(self, line: _Line, ask: Ask, pace: Pace, notice: Notice) -> Permit:
         line.is_headless = False

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 
 from instructzero.contracts import (
+    MetricName,
     ScoreCondition,
     ScoreError,
     ScoreExample,
@@ -17,16 +19,19 @@ from instructzero.contracts import (
 )
 from instructzero.errors import FieldProblem, InstructZeroError, InvalidRequest, Overloaded
 from services.scorer.answers import Answers
+from services.scorer.bill import Bill
 from services.scorer.breaker import Breaker
 from services.scorer.cache import AnswerCache, CachedAnswer, MemoryCache, answer_key
 from services.scorer.conditions import Waits
 from services.scorer.connection import Connection, Message
 from services.scorer.failures import Failure
+from services.scorer.judge import judge_messages, read_grade
 from services.scorer.metrics import check_outputs, score_answer
-from services.scorer.purchase import Bill, CallPool, Counter, Order
+from services.scorer.purchase import CallPool, Counter, Order
 from services.scorer.rate_limit import LocalGate, RateLimiter
 from services.scorer.settings import Settings
 from services.scorer.targets import Target, Targets
+from services.scorer.webhook import ScoringWebhook
 
 Line = ScoreLine | ScoreCondition
 
@@ -54,6 +59,7 @@ class ScorerPool:
             )
         )
         self._counters: dict[str, Counter] = {}
+        self._webhooks: dict[str, ScoringWebhook] = {}
         self._n_waiting = 0
 
     async def score(self, request: ScoreRequest) -> AsyncGenerator[Line, None]:
@@ -68,7 +74,6 @@ class ScorerPool:
             Overloaded: more examples are in hand than this process takes.
         """
         self.check(request)
-        counter = self._counter(self._targets.get(request.target))
         lines: asyncio.Queue[Line | None] = asyncio.Queue()
         order = Order(
             job=request.job_id,
@@ -80,7 +85,7 @@ class ScorerPool:
             ),
         )
         self._n_waiting += len(request.examples)
-        work = asyncio.create_task(self._score_all(request, counter, order, lines))
+        work = asyncio.create_task(self._score_all(request, order, lines))
         work.add_done_callback(lambda _: lines.put_nowait(None))
         try:
             while (line := await lines.get()) is not None:
@@ -94,6 +99,10 @@ class ScorerPool:
     def check(self, request: ScoreRequest) -> None:
         """Refuse what cannot be scored, before anything is spent; raises what `score` raises."""
         self._targets.get(request.target)
+        if request.metric.name is MetricName.JUDGE:
+            self._targets.get(request.metric.target or "", pointer="/metric/target")
+        if request.metric.name is MetricName.WEBHOOK:
+            self._targets.webhook(request.metric.webhook or "")
         problems = [
             FieldProblem(f"/examples/{index}/outputs", problem)
             for index, example in enumerate(request.examples)
@@ -127,6 +136,8 @@ class ScorerPool:
         """Close all connections."""
         for counter in self._counters.values():
             await counter.connection.aclose()
+        for webhook in self._webhooks.values():
+            await webhook.aclose()
         await self._answers.aclose()
         await self._limiter.aclose()
 
@@ -143,67 +154,146 @@ class ScorerPool:
             )
         return self._counters[target.name]
 
+    def _webhook(self, name: str) -> ScoringWebhook:
+        if name not in self._webhooks:
+            self._webhooks[name] = ScoringWebhook(self._targets.webhook(name), self._settings)
+        return self._webhooks[name]
+
     async def _score_all(
-        self,
-        request: ScoreRequest,
-        counter: Counter,
-        order: Order,
-        lines: asyncio.Queue[Line | None],
+        self, request: ScoreRequest, order: Order, lines: asyncio.Queue[Line | None]
     ) -> None:
         async with asyncio.TaskGroup() as group:
             for example in request.examples:
-                group.create_task(self._score_one(request, example, counter, order, lines))
+                group.create_task(self._score_one(request, example, order, lines))
 
     async def _score_one(
         self,
         request: ScoreRequest,
         example: ScoreExample,
-        counter: Counter,
         order: Order,
         lines: asyncio.Queue[Line | None],
     ) -> None:
-        bill = Bill(usd=0.0 if counter.connection.target.config.price else None)
-        messages = ask_of(request, example)
-        answers: list[CachedAnswer] = []
-        scores: list[float] = []
-        error: ScoreError | None = None
+        bill, judging = self._bill(request.target), None
+        if request.metric.name is MetricName.JUDGE:
+            judging = self._bill(request.metric.target or "")
+        outcome = Outcome(bill, judging)
         for repeat in range(request.repeats):
-            key = self._key(request, counter.connection.target, messages, repeat)
-            answer = await self._answer(counter, order, bill, messages, key)
+            answer = await self._answer(
+                request, request.target, ask_of(request, example), repeat, order, bill
+            )
             if isinstance(answer, ScoreError):
-                error = answer
+                outcome.error = answer
                 break
-            answers.append(answer)
-            try:
-                scores.append(self._score(request, example, answer))
-            except InstructZeroError as problem:
-                error = ScoreError(code=problem.reason, message=problem.detail)
+            outcome.answers.append(answer)
+            score = await self._score(request, example, answer, order, judging)
+            if isinstance(score, ScoreError):
+                outcome.error = score
+                if score.stops_job:
+                    order.stop = score  # no answer is bought that nobody can score
                 break
-        lines.put_nowait(_line(example.id, bill, answers, scores, error))
+            outcome.scores.append(score)
+        lines.put_nowait(outcome.line(example.id))
 
     async def _answer(
-        self, counter: Counter, order: Order, bill: Bill, messages: Sequence[Message], key: str
+        self,
+        request: ScoreRequest,
+        name: str,
+        messages: Sequence[Message],
+        repeat: int,
+        order: Order,
+        bill: Bill,
     ) -> CachedAnswer | ScoreError:
+        """Find or buy what one target answers to some messages."""
+        counter = self._counter(self._targets.get(name))
+        config = counter.connection.target.config
+        key = answer_key(
+            base_url=config.base_url,
+            body=config.body(),
+            messages=messages,
+            tenant=request.tenant,
+            repeat=repeat,
+            job_id=None if request.cache else request.job_id,
+        )
+
         async def buy() -> CachedAnswer | ScoreError:
             return await counter.buy(order, bill, messages)
 
         return await self._answers.get_or_buy(key, buy, order.waits)
 
-    def _score(self, request: ScoreRequest, example: ScoreExample, answer: CachedAnswer) -> float:
+    async def _score(
+        self,
+        request: ScoreRequest,
+        example: ScoreExample,
+        answer: CachedAnswer,
+        order: Order,
+        judging: Bill | None,
+    ) -> float | ScoreError:
         if answer.is_refused:
             return 0.0
-        return score_answer(request.metric, answer.text, example.outputs)
+        if judging is not None:
+            return await self._judge(request, example, answer, order, judging)
+        if request.metric.name is MetricName.WEBHOOK:
+            webhook = self._webhook(request.metric.webhook or "")
+            return await webhook.score(request, example, answer.text, order.waits)
+        try:
+            return score_answer(request.metric, answer.text, example.outputs)
+        except InstructZeroError as problem:
+            return ScoreError(code=problem.reason, message=problem.detail)
 
-    def _key(
-        self, request: ScoreRequest, target: Target, messages: Sequence[Message], repeat: int
-    ) -> str:
-        return answer_key(
-            base_url=target.config.base_url,
-            body=target.config.body(),
-            messages=messages,
-            tenant=request.tenant,
-            repeat=repeat,
-            job_id=None if request.cache else request.job_id,
+    async def _judge(
+        self,
+        request: ScoreRequest,
+        example: ScoreExample,
+        answer: CachedAnswer,
+        order: Order,
+        bill: Bill,
+    ) -> float | ScoreError:
+        """Buy a grade; one that cannot be read is asked for once more."""
+        name, rubric = request.metric.target or "", request.metric.rubric or ""
+        messages = judge_messages(rubric, example, answer.text)
+        for attempt in range(2):
+            reply = await self._answer(request, name, messages, attempt, order, bill)
+            if isinstance(reply, ScoreError):
+                return reply
+            if not reply.is_refused and (grade := read_grade(reply.text)) is not None:
+                return grade
+        return ScoreError(
+            code="judge_unreadable",
+            message=f"the judge {name} gave no grade from 0 to 10; if its replies are cut off, "
+            "raise max_tokens of that target",
+        )
+
+    def _bill(self, target: str) -> Bill:
+        return Bill(usd=0.0 if self._targets.get(target).config.price else None)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What is known of one example: its answers, their scores, and what both have cost."""
+
+    bill: Bill
+    judging: Bill | None
+    answers: list[CachedAnswer] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    error: ScoreError | None = None
+
+    def line(self, example_id: str) -> ScoreLine:
+        """Return the line; its cost is the judge's too."""
+        judging, error = self.judging, self.error
+        total = self.bill if judging is None else self.bill.plus(judging)
+        return ScoreLine(
+            id=example_id,
+            answer=self.answers[0].text if self.answers else None,
+            score=statistics.fmean(self.scores) if error is None else None,
+            usage=total.usage(),
+            cached=error is None and total.calls == 0,
+            error=error,
+            refused=any(answer.is_refused for answer in self.answers),
+            calls=total.calls,
+            failed_calls=total.failed_calls,
+            usd=total.usd,
+            latency_ms=self.bill.seconds * 1000 if self.bill.calls else None,
+            judge=None if judging is None else judging.spend(),
         )
 
 
@@ -211,25 +301,3 @@ def ask_of(request: ScoreRequest, example: ScoreExample) -> list[Message]:
     """Return the messages that put one example to the target."""
     text = render(request.template, instruction=request.instruction, text=example.input)
     return [{"role": "user", "content": text}]
-
-
-def _line(
-    example_id: str,
-    bill: Bill,
-    answers: Sequence[CachedAnswer],
-    scores: Sequence[float],
-    error: ScoreError | None,
-) -> ScoreLine:
-    return ScoreLine(
-        id=example_id,
-        answer=answers[0].text if answers else None,
-        score=statistics.fmean(scores) if error is None else None,
-        usage=bill.usage(),
-        cached=error is None and bill.calls == 0,
-        error=error,
-        refused=any(answer.is_refused for answer in answers),
-        calls=bill.calls,
-        failed_calls=bill.failed_calls,
-        usd=bill.usd,
-        latency_ms=bill.seconds * 1000 if bill.calls else None,
-    )

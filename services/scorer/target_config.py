@@ -150,11 +150,15 @@ class TargetConfig(_Config):
 
 
 class WebhookConfig(_Config):
-    """A team's own scorer over HTTP; requests are signed with the secret (HMAC-SHA256)."""
+    """A team's own scorer over HTTP; requests are signed with the secret (HMAC-SHA256).
+
+    The secret is taken as it is, or as base64 after `whsec_`.
+    """
 
     url: str
     secret: KeyReference
     timeout_seconds: float = Field(10.0, gt=0, le=120)
+    in_flight: int = Field(16, ge=1, le=1_000, description="requests at once, from each scorer")
     allow_private: bool = Field(False, description="may resolve to a private or loopback address")
 
     @field_validator("url")

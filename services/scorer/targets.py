@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from instructzero.errors import FieldProblem, InvalidRequest, UnknownTarget
 from services.scorer.target_config import TargetConfig, TargetsFile, WebhookConfig
 
 MAX_FILE_BYTES = 1024 * 1024
+BASE64_SECRET = "whsec_"  # noqa: S105 - a prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """A scoring webhook with its secret."""
+    """A scoring webhook with the key of its signatures, which shows in no repr."""
 
     name: str
     config: WebhookConfig
-    secret: SecretStr = field(repr=False)
+    key: bytes = field(repr=False)
 
 
 class Targets:
@@ -84,15 +86,15 @@ class Targets:
                 problems.append((("targets", name, "api_key"), str(error)))
         for name, hook in checked.webhooks.items():
             try:
-                webhooks[name] = Webhook(name, hook, hook.secret.resolve())
+                webhooks[name] = Webhook(name, hook, _signing_key(hook.secret.resolve()))
             except ValueError as error:
                 problems.append((("webhooks", name, "secret"), str(error)))
         if problems:
             raise _refused(problems)
         return cls(targets, webhooks)
 
-    def get(self, name: str) -> Target:
-        """Return one target.
+    def get(self, name: str, *, pointer: str = "/target") -> Target:
+        """Return one target; `pointer` says which field of a request names it.
 
         Raises:
             UnknownTarget: lists the names that are registered.
@@ -100,7 +102,7 @@ class Targets:
         if name not in self._targets:
             known = ", ".join(sorted(t.name for t in self if not t.config.private)) or "none"
             detail = f"no such target is registered; registered are: {known}"
-            raise UnknownTarget(detail, errors=[FieldProblem("/target", detail)])
+            raise UnknownTarget(detail, errors=[FieldProblem(pointer, detail)])
         return self._targets[name]
 
     def webhook(self, name: str) -> Webhook:
@@ -159,6 +161,16 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key if isinstance(key, str) else id(key_node))
         return super().construct_mapping(node, deep)
+
+
+def _signing_key(secret: SecretStr) -> bytes:
+    text = secret.get_secret_value()
+    if not text.startswith(BASE64_SECRET):
+        return text.encode()
+    try:
+        return base64.b64decode(text.removeprefix(BASE64_SECRET), validate=True)
+    except ValueError:
+        raise ValueError(f"what follows {BASE64_SECRET} in the secret is not base64") from None
 
 
 def _refused(problems: list[tuple[tuple[int | str, ...], str]]) -> InvalidRequest:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from instructzero.contracts import ScoreCondition, ScoreExample, ScoreLine, ScoreRequest
-from services.scorer.scoring import ScorerPool
+from services.optimizer.clients import HttpScorer
+from services.scorer.app import create_app
+from services.scorer.scoring import Line, ScorerPool
 from services.scorer.settings import Settings
 from services.scorer.targets import Targets
 from tests.scorer.fake_target import FakeTarget, serve_fake
@@ -30,22 +35,80 @@ async def target() -> AsyncIterator[FakeTarget]:
         yield fake
 
 
-@pytest.fixture
-async def make_pool(target: FakeTarget) -> AsyncIterator[PoolMaker]:
-    """Make pools on the fake target; keyword arguments change the target's configuration."""
+@pytest.fixture(params=["embedded"])
+async def make_pool(target: FakeTarget, request: pytest.FixtureRequest) -> AsyncIterator[PoolMaker]:
+    """Make pools on the fake target; keyword arguments change the target's configuration.
+
+    A module that asks for `over_http` too runs its tests on the service as the runner sees it.
+    """
     made: list[ScorerPool] = []
 
     def make(
-        settings: Settings = FAST, cache: Any = None, limiter: Any = None, **config: Any
+        settings: Settings = FAST,
+        cache: Any = None,
+        limiter: Any = None,
+        more: dict[str, dict[str, Any]] | None = None,
+        webhooks: dict[str, Any] | None = None,
+        **config: Any,
     ) -> ScorerPool:
-        content = {"targets": {"fake": target_config(**{"base_url": target.base_url, **config})}}
-        pool = ScorerPool(Targets.of(content), settings=settings, cache=cache, limiter=limiter)
+        targets = {
+            name: target_config(**{"base_url": target.base_url, **changes})
+            for name, changes in {"fake": config, **(more or {})}.items()
+        }
+        content = {"targets": targets, "webhooks": webhooks or {}}
+        pool: Any = ScorerPool(Targets.of(content), settings=settings, cache=cache, limiter=limiter)
+        if request.param == "over_http":
+            pool = RemotePool(pool)
         made.append(pool)
         return pool
 
     yield make
     for pool in made:
         await pool.aclose()
+
+
+class RemotePool:
+    """A pool whose scores come over HTTP, from the service and through the runner's adapter."""
+
+    def __init__(self, pool: ScorerPool) -> None:
+        self._pool = pool
+        self._stack = AsyncExitStack()
+        self._lock = asyncio.Lock()
+        self._remote: HttpScorer | None = None
+
+    async def score(self, request: ScoreRequest) -> AsyncGenerator[Line, None]:
+        self._pool.check(request)
+        async with self._lock:
+            if self._remote is None:
+                url = await self._stack.enter_async_context(serve_scorer(self._pool))
+                self._remote = HttpScorer(url)
+                self._stack.push_async_callback(self._remote.aclose)
+        async with aclosing(self._remote.score(request)) as lines:
+            async for line in lines:
+                yield line
+
+    async def aclose(self) -> None:
+        await self._stack.aclose()
+        await self._pool.aclose()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+
+@asynccontextmanager
+async def serve_scorer(pool: ScorerPool) -> AsyncIterator[str]:
+    """Serve a pool on loopback; yields the address."""
+    config = uvicorn.Config(
+        create_app(FAST, pool), port=0, log_config=None, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await until(lambda: server.started)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        await serving
 
 
 def target_config(base_url: str, **config: Any) -> dict[str, Any]:

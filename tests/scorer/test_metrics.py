@@ -10,7 +10,7 @@ from instructzero.contracts import MetricSpec
 from instructzero.errors import InvalidRequest
 from services.scorer.metrics import check_outputs, normalise, score_answer
 
-TEXT_METRICS = ["exact_match", "f1", "exact_set", "contains"]
+TEXT_METRICS = ["exact_match", "f1", "rouge_l", "exact_set", "contains"]
 
 
 def score(name: str, answer: str, *outputs: str, **parameters: float) -> float:
@@ -47,6 +47,23 @@ def test_f1_by_hand() -> None:
     assert score("f1", "the big dog", "a big dog") == pytest.approx(2 / 3)
     assert score("f1", "dog dog", "dog") == pytest.approx(2 / 3)
     assert score("f1", "", "dog") == 0
+
+
+def test_rouge_l_by_hand() -> None:
+    # police killed the gunman / police kill the gunman: LCS 3 of 4 and 4
+    assert score("rouge_l", "police killed the gunman", "Police kill the gunman.") == 0.75
+    # the gunman kill police: LCS "the gunman", order counts
+    assert score("rouge_l", "the gunman kill police", "police kill the gunman") == 0.5
+    # LCS 2, answer of 2 words, output of 5: P = 1, R = 2/5, F = 4/7
+    assert score("rouge_l", "a b", "a x b y z") == pytest.approx(4 / 7)
+    assert score("rouge_l", "", "a") == score("rouge_l", "b", "a") == 0
+
+
+def test_rouge_l_of_long_texts_is_quick() -> None:
+    begun = time.monotonic()
+    words = " ".join(str(number % 997) for number in range(20_000))
+    assert score("rouge_l", words, words) == 1
+    assert time.monotonic() - begun < 2
 
 
 def test_sets_have_no_order() -> None:

@@ -12,6 +12,8 @@ from services.scorer.cache import MemoryCache
 from tests.scorer.conftest import FAST, PoolMaker, collect, request_for, until
 from tests.scorer.fake_target import FakeTarget, Seen, answer, completion, error
 
+pytestmark = pytest.mark.parametrize("make_pool", ["embedded", "over_http"], indirect=True)
+
 
 async def test_each_example_gets_one_line_with_its_score_and_cost(
     make_pool: PoolMaker, target: FakeTarget
