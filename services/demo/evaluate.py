@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
+from instructzero.errors import InstructZeroError
 from services.demo import MODEL_PATH
 from services.demo.corpus import (
     INPUTS,
@@ -171,9 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=EVALUATION)
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     options = parser.parse_args(arguments)
-    found = _rounded(evaluate(options.model))
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    write_tables(found, options.document)
+    try:
+        found = _rounded(evaluate(options.model))
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_tables(found, options.document)
+    except (OSError, InstructZeroError) as error:
+        parser.error(str(error))
 
 
 def _wordings(draw: random.Random, task: str, count: int) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
+_ROUNDING_SECONDS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Refusal:
     """Why a request is over a limit, and when it can succeed."""
 
     message: str
-    retry_after_seconds: float
+    retry_after_seconds: float | None
+    """None when waiting does not help."""
 
 
 class Bucket:
@@ -42,7 +44,8 @@ class Bucket:
     def wait_seconds(self, units: int) -> float:
         """Time until `units` can be taken; 0 when they can now."""
         self._fill()
-        return max(0.0, (units - self._level) * 60 / self.per_minute)
+        wait = (units - self._level) * 60 / self.per_minute
+        return wait if wait > _ROUNDING_SECONDS else 0.0
 
     def take(self, units: int) -> None:
         """Take units, which must be there."""
@@ -76,6 +79,13 @@ class Limits:
         if self._max_in_flight is not None and self._in_flight >= self._max_in_flight:
             return Refusal(f"{self._max_in_flight} requests are in flight, as many as allowed", 1.0)
         costs = {"requests": 1, "tokens": n_tokens}
+        for name, bucket in self._buckets.items():
+            if costs[name] > bucket.per_minute:
+                message = (
+                    f"the request asks for {costs[name]} {name}, and the limit per minute is "
+                    f"{bucket.per_minute}: shorten the messages or lower max_tokens"
+                )
+                return Refusal(message, None)
         waits = {name: bucket.wait_seconds(costs[name]) for name, bucket in self._buckets.items()}
         if waits and max(waits.values()) > 0:
             name = max(waits, key=lambda name: waits[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from instructzero.errors import InvalidRequest
 
+log = logging.getLogger(__name__)
 CLIENT_GONE = 499
 """Logged instead of a status when the client hung up before one was sent."""
 _EXAMPLE = re.compile(r"(?:^|\n) ?Input:(.*?)(?:\n ?Output:|\Z)", re.DOTALL)
@@ -71,7 +73,10 @@ class RequestLog:
                 for key in keys:
                     value = value.replace(key, "[key]")
                 values[name] = value
-        self._file.write(json.dumps(values).encode() + b"\n")
+        try:
+            self._file.write(json.dumps(values).encode() + b"\n")
+        except OSError as error:
+            log.warning("request %s is not in the log: %s", entry.request, error.strerror)
 
     def close(self) -> None:
         """Close the file."""

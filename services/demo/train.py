@@ -154,6 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--until", type=int, help="stop after so many steps of the schedule")
     parser.add_argument("--out", type=Path, default=MODEL_PATH)
     options = parser.parse_args(arguments)
+    if options.steps < 1 or (options.until or 1) < 1:
+        parser.error("--steps and --until must be 1 or more")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out}: {error.strerror}")
     torch.set_num_threads(THREADS)
     trainer = Trainer(seed=options.seed, steps=options.steps)
     until = min(options.until or options.steps, options.steps)
