@@ -47,7 +47,7 @@ def load_checkpoint(folder: ModelFolder, settings: GeneratorSettings) -> Checkpo
     except torch.OutOfMemoryError as error:
         raise _problem(
             f"the model does not fit into the memory of {device}: use a smaller one, or "
-            "--dtype bfloat16",
+            "set IZ_GENERATOR_DTYPE=bfloat16",
             "model_too_large",
         ) from error
     model.eval()
@@ -63,8 +63,8 @@ def choose_device(wanted: str) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if wanted == "cuda" and not has_cuda:
         raise _problem(
-            "PyTorch finds no CUDA device here; use --device cpu, or install the CUDA build of "
-            "PyTorch and a driver",
+            "PyTorch finds no CUDA device here; set IZ_GENERATOR_DEVICE=cpu, or install the CUDA "
+            "build of PyTorch and a driver",
             "no_such_device",
         )
     return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")

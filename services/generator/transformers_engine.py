@@ -234,7 +234,8 @@ class TransformersEngine:
         scale = float(by_ids.std()) or 1.0
         if not bool(torch.isfinite(by_soft).all() and torch.isfinite(by_ids).all()):
             raise _no_embeddings(
-                f"its numbers overflow in {self.facts.dtype}; use --dtype float32 or bfloat16"
+                f"its numbers overflow in {self.facts.dtype}; set IZ_GENERATOR_DTYPE to float32 "
+                "or bfloat16"
             )
         if float((by_ids - by_rows).abs().max()) > 0.05 * scale:
             raise _no_embeddings("a token's embedding does not stand for the token")

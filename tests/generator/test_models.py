@@ -177,7 +177,7 @@ def test_a_model_whose_numbers_overflow_is_refused(folder):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     problem = refusal(settings_for(folder))
     assert problem.reason == "no_embeddings"
-    assert "--dtype" in problem.detail
+    assert "IZ_GENERATOR_DTYPE" in problem.detail
 
 
 def test_a_checkpoints_own_decoding_defaults_do_not_apply(tmp_path, model_folder):
@@ -191,7 +191,7 @@ def test_a_checkpoints_own_decoding_defaults_do_not_apply(tmp_path, model_folder
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there_is_refused(folder):
-    assert "--device cpu" in refusal(settings_for(folder, device="cuda")).detail
+    assert "IZ_GENERATOR_DEVICE=cpu" in refusal(settings_for(folder, device="cuda")).detail
 
 
 def test_the_vllm_engine_is_refused_by_name(folder):
