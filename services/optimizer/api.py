@@ -16,9 +16,10 @@ from instructzero.errors import FieldProblem, InvalidRequest
 from services.optimizer import control, cursors, reads
 from services.optimizer.admission import admit
 from services.optimizer.estimate import estimate_job
-from services.optimizer.intake import Deps, JobId, Reading, Sent, Watching, Writing, transaction
+from services.optimizer.intake import Deps, JobId, Reading, Sent, Watching, Writing
 from services.optimizer.openapi import CREATE_BODY, PROBLEMS, problems
 from services.optimizer.reads import Mark
+from services.optimizer.sessions import transaction
 from services.optimizer.tables import JobRow
 from services.optimizer.views import job_view
 

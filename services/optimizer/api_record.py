@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Path, Query
@@ -17,12 +18,13 @@ from instructzero.contracts import (
     TrialDetail,
     TrialPage,
 )
-from instructzero.errors import Conflict
+from instructzero.errors import Conflict, StoreUnavailable
 from services.optimizer import control, cursors, reads
 from services.optimizer.export import csv_lines, export_records, json_lines
-from services.optimizer.intake import ApiDeps, Deps, JobId, Reading, Watching, transaction
+from services.optimizer.intake import ApiDeps, Deps, JobId, Reading, Watching
 from services.optimizer.openapi import PROBLEMS, problems
 from services.optimizer.reads import Mark
+from services.optimizer.sessions import transaction
 from services.optimizer.views import event_view, n_validation_of, trial_detail, trial_view
 from services.optimizer.watch import Watch
 
@@ -122,18 +124,20 @@ async def stream_events(
 async def _events(
     job_id: str, after: int, deps: ApiDeps, watch: Watch
 ) -> AsyncIterator[ServerSentEvent]:
-    while True:
-        async with transaction(deps.database.reads) as session:
-            mark = (await reads.read_marks(session, [job_id])).get(job_id)
-            rows = await reads.list_events(session, job_id, after=after, limit=EVENTS_AT_ONCE)
-        for row in rows:
-            after = row.seq
-            event = event_view(row)
-            yield ServerSentEvent(data=event.model_dump_json(), event=event.type, id=str(after))
-        if mark is None or (mark.is_finished and after >= mark.n_events):
-            return
-        if not rows:
-            await watch.until(job_id, _has_more_than(after), WATCH_SECONDS)
+    """Yield events until the last one; a caller whose stream ends early resumes where it was."""
+    with suppress(StoreUnavailable):
+        while True:
+            async with transaction(deps.database.reads) as session:
+                mark = (await reads.read_marks(session, [job_id])).get(job_id)
+                rows = await reads.list_events(session, job_id, after=after, limit=EVENTS_AT_ONCE)
+            for row in rows:
+                after = row.seq
+                event = event_view(row)
+                yield ServerSentEvent(data=event.model_dump_json(), event=event.type, id=str(after))
+            if mark is None or (mark.is_finished and after >= mark.n_events):
+                return
+            if not rows:
+                await watch.until(job_id, _has_more_than(after), WATCH_SECONDS)
 
 
 def _has_more_than(seen: int) -> Callable[[Mark], bool]:

@@ -13,6 +13,8 @@ from services.optimizer.watch import Watch
 
 __all__ = ["ApiDeps", "create_app"]
 
+MAX_BODY_BYTES = 16 * 1024 * 1024
+
 
 def create_app(deps: ApiDeps) -> FastAPI:
     """Build the API on parts that stay their giver's to close.
@@ -35,6 +37,6 @@ def create_app(deps: ApiDeps) -> FastAPI:
     for part in (api, api_record, api_catalog):
         app.include_router(part.router)
     app.add_middleware(KeyCheck, digests=read_digests(deps.settings))
-    web.install(app, ready=deps.ready)
+    web.install(app, ready=deps.ready, max_body_bytes=MAX_BODY_BYTES)
     describe(app)
     return app

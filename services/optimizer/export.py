@@ -13,6 +13,7 @@ from services.optimizer import reads
 from services.optimizer.database import Database
 from services.optimizer.jobs import Splits, split_examples
 from services.optimizer.reads import Exported
+from services.optimizer.sessions import transaction
 
 COLUMNS = (
     "split",
@@ -42,7 +43,7 @@ async def export_records(
     splits = split_examples(spec)
     after: tuple[str, int, int] | None = None
     while True:
-        async with database.reads() as session:
+        async with transaction(database.reads) as session:
             rows = await reads.list_evaluations(session, job_id, after=after)
         for row in rows:
             yield _record(row, splits)

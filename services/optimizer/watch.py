@@ -9,6 +9,7 @@ from collections.abc import Callable
 from services.optimizer import reads
 from services.optimizer.database import Database
 from services.optimizer.reads import Mark
+from services.optimizer.sessions import transaction
 
 INTERVAL_SECONDS = 0.2
 
@@ -26,7 +27,7 @@ class Watch:
         """Return when a job's mark satisfies `holds`, the job is gone, or the time is over.
 
         Raises:
-            DBAPIError: the database does not answer.
+            StoreUnavailable: the database does not answer.
         """
         self._watched[job_id] += 1
         try:
@@ -53,5 +54,5 @@ class Watch:
     async def _look(self) -> dict[str, Mark]:
         await asyncio.sleep(self._interval_seconds)
         self._round = None
-        async with self._database.reads() as session:
+        async with transaction(self._database.reads) as session:
             return await reads.read_marks(session, list(self._watched))

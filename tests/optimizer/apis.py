@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 
 from services.embedded import check_metric
 from services.optimizer.app import create_app
-from services.optimizer.database import Database
+from services.optimizer.database import Database, open_database
 from services.optimizer.intake import ApiDeps
 from services.optimizer.loop import LoopDeps
 from services.optimizer.runner import Runner
@@ -98,3 +102,49 @@ def problem(response: httpx.Response) -> dict[str, Any]:
     assert document["detail"]
     assert document["request_id"] == response.headers["x-request-id"]
     return document
+
+
+@contextmanager
+def serving(database_url: str, *, port: int = 0, **settings: Any) -> Iterator[str]:
+    """Serve the API with a runner on a loopback port, in a thread with a loop of its own."""
+    started = threading.Event()
+    found: list[tuple[uvicorn.Server, str]] = []
+    thread = threading.Thread(
+        target=lambda: asyncio.run(_serve(database_url, port, settings, started, found))
+    )
+    thread.start()
+    try:
+        assert started.wait(30)
+        yield found[0][1]
+    finally:
+        found[0][0].should_exit = True
+        thread.join(30)
+
+
+async def _serve(
+    database_url: str,
+    port: int,
+    settings: dict[str, Any],
+    started: threading.Event,
+    found: list[tuple[uvicorn.Server, str]],
+) -> None:
+    database = open_database(database_url)
+    api = Api(database, database_url, **settings)
+    config = uvicorn.Config(
+        api.app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=2
+    )
+    server = uvicorn.Server(config)
+    runner = Runner(LoopDeps(database, api.generator, api.scorer, api.settings))
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(runner.run())
+        serving = group.create_task(server.serve())
+        while not server.started and not serving.done():  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+        address = server.servers[0].sockets[0].getsockname()
+        found.append((server, f"http://127.0.0.1:{address[1]}"))
+        started.set()
+        await serving
+        runner.drain()
+        await running
+    await api.http.aclose()
+    await database.close()
