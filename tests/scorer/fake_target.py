@@ -101,13 +101,13 @@ async def list_models(_: web.Request) -> web.Response:
 
 
 @asynccontextmanager
-async def serve_fake(target: FakeTarget) -> AsyncIterator[FakeTarget]:
+async def serve_fake(target: FakeTarget, port: int = 0) -> AsyncIterator[FakeTarget]:
     app = web.Application(client_max_size=16 * 1024 * 1024)
     app.router.add_post("/v1/chat/completions", target.handle)
     app.router.add_get("/v1/models", list_models)
     runner = web.AppRunner(app, shutdown_timeout=0.2)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
     port = runner.addresses[0][1]
     target.base_url = f"http://127.0.0.1:{port}/v1"
