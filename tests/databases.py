@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -27,14 +28,19 @@ def _execute(server_url: str, *statements: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Postgres server of this test process, with a migrated template database."""
-    server: PostgresServer = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    url = server.get_uri()
-    _execute(url, f"CREATE DATABASE {TEMPLATE}")
-    migrate(server.get_uri(TEMPLATE))
-    yield url
-    server.cleanup()
+def postgres() -> Iterator[str]:
+    """The URL of a Postgres server of this test process, with a migrated template database.
+
+    Not under pytest's own folder: another test session closes that to every user but its own,
+    while the server runs as a user without rights.
+    """
+    with tempfile.TemporaryDirectory(prefix="iz-postgres-", ignore_cleanup_errors=True) as folder:
+        server: PostgresServer = get_server(folder, cleanup_mode="stop")
+        url = server.get_uri()
+        _execute(url, f"CREATE DATABASE {TEMPLATE}")
+        migrate(server.get_uri(TEMPLATE))
+        yield url
+        server.cleanup()
 
 
 @pytest.fixture
