@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import DBAPIError
 
-from instructzero.contracts import MetricSpec
-from instructzero.errors import Conflict
+from instructzero.contracts import MetricSpec, ScoreCondition, ScoreLine, ScoreRequest, TargetView
+from instructzero.errors import Conflict, ScorerUnavailable
 from services.optimizer import store
 from services.optimizer.app import create_app
 from services.optimizer.buyer import Scorer
@@ -31,12 +32,12 @@ from services.optimizer.settings import Settings
 from services.optimizer.writer import Generator
 from services.scorer.cache import CachedAnswer
 from services.scorer.metrics import check_outputs
-from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings as ScorerSettings
 from services.scorer.targets import Targets, load_targets
 
 if TYPE_CHECKING:
     from services.generator.service import InProcessGenerator
+    from services.scorer.scoring import ScorerPool
 
 DEMO = "demo"
 DEMO_TARGET_URL = "http://127.0.0.1:9001"
@@ -173,16 +174,47 @@ def model_source(model: str) -> str:
     return str(MODEL_PATH)
 
 
-def open_scorer(options: Options, database: Database) -> ScorerPool | HttpScorer:
-    """Return the scorer: over HTTP, or the pool in this process."""
+class Catalogue:
+    """Says which targets there are, for a process that calls none of them."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+
+    async def targets(self) -> tuple[TargetView, ...]:
+        """Return the connections that are not private."""
+        return tuple(target.view() for target in self._targets if not target.config.private)
+
+    async def score(self, request: ScoreRequest) -> AsyncIterator[ScoreLine | ScoreCondition]:
+        """Refuse: no runner, no calls.
+
+        Raises:
+            ScorerUnavailable: always.
+        """
+        raise ScorerUnavailable("this process runs no jobs")
+        yield
+
+    async def aclose(self) -> None:
+        """Close nothing."""
+
+
+def open_scorer(
+    options: Options, database: Database, *, with_runner: bool = True
+) -> ScorerPool | HttpScorer | Catalogue:
+    """Return the scorer: over HTTP, the pool in this process, or the list of targets alone."""
     if options.scorer_url is not None:
         return HttpScorer(options.scorer_url)
+    if not with_runner:
+        return Catalogue(registered_targets(options))
+    from services.scorer.scoring import ScorerPool  # loads the OpenAI SDK
+
     settings = ScorerSettings()
     cache = DatabaseCache(database, ttl_seconds=settings.answer_ttl_seconds)
     return ScorerPool(registered_targets(options), settings=settings, cache=cache)
 
 
-def readiness(database: Database, scorer: Scorer) -> Callable[[], Awaitable[Mapping[str, str]]]:
+def readiness(
+    database: Database, scorer: ScorerPool | HttpScorer | Catalogue
+) -> Callable[[], Awaitable[Mapping[str, str]]]:
     """Return the check behind /readyz."""
 
     async def ready() -> Mapping[str, str]:
@@ -191,9 +223,9 @@ def readiness(database: Database, scorer: Scorer) -> Callable[[], Awaitable[Mapp
             async with asyncio.timeout(3):
                 await store.ping(database.reads)
             parts["database"] = "ok"
-        except (OSError, TimeoutError, store.DBAPIError):
+        except (OSError, TimeoutError, DBAPIError):
             parts["database"] = "does not answer"
-        if isinstance(scorer, ScorerPool):
+        if not isinstance(scorer, Catalogue | HttpScorer):
             parts |= await scorer.ready()
         return parts
 
@@ -208,7 +240,7 @@ async def open_parts(options: Options, *, with_runner: bool = True) -> AsyncIter
         Conflict: another process runs jobs on this SQLite file.
         InvalidRequest: a wrong targets file, database URL or schema.
     """
-    settings = options.settings or Settings(database_url=options.database)  # type: ignore[arg-type]
+    settings = options.settings or Settings(database_url=options.database)
     is_embedded = sqlite_path(options.database) is not None
     async with AsyncExitStack() as stack:
         if with_runner and (lock := lock_database(options.database)) is not None:
@@ -216,7 +248,7 @@ async def open_parts(options: Options, *, with_runner: bool = True) -> AsyncIter
         await asyncio.to_thread(ensure_schema, options.database, embedded=is_embedded)
         database = open_database(options.database)
         stack.push_async_callback(database.close)
-        scorer = open_scorer(options, database)
+        scorer = open_scorer(options, database, with_runner=with_runner)
         stack.push_async_callback(scorer.aclose)
         runner = None
         generator = None

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from instructzero.contracts import Estimate, Job, Result
+from instructzero.contracts import Estimate, Job, Measured, Result
 from services.report import wording
 
 SPACES = "\n\u00a0\u202f"
@@ -42,11 +42,11 @@ class Screen:
 
     def say(self, text: str = "", *, style: str = "") -> None:
         """Show a line to the person who waits."""
-        self._err.print(Text(harmless(text), style=style))
+        self._err.print(Text(harmless(text), style=style), soft_wrap=True)
 
     def problem(self, text: str) -> None:
         """Show what went wrong."""
-        self._err.print(Text.assemble(("error: ", "bold red"), harmless(text)))
+        self._err.print(Text.assemble(("error: ", "bold red"), harmless(text)), soft_wrap=True)
 
     def write(self, text: str) -> None:
         """Write plain text to standard output, as it is."""
@@ -104,11 +104,9 @@ def leader_line(job: Job) -> str:
     """Return the leader, or what is waited for."""
     if job.best is None:
         return "best: none yet"
-    low_high = wording.interval(job.best.interval)
-    return (
-        f"best {wording.score(job.best.score)} ({low_high}): "
-        f"{wording.shown_instruction(job.best.instruction)}"
-    )
+    best = job.best
+    found = Measured(score=best.score, interval=best.interval, n=best.n_examples)
+    return f"best {wording.measured(found)}: {wording.shown_instruction(best.instruction)}"
 
 
 class Progress:

@@ -89,7 +89,8 @@ def check_targets(spec: JobSpec | None, options: Options) -> None:
 
 
 async def _run(request: RunRequest, spec: JobSpec | None, screen: Screen, stopper: Stopper) -> int:
-    screen.say(f"Loading the generator model ({request.options.model}) …", style="dim")
+    if request.options.generator_url is None:
+        screen.say(f"Loading the generator model ({request.options.model}) …", style="dim")
     async with open_local(request.options, with_runner=True) as local:
         if stopper.is_asked:
             screen.say("Stopped before the job began; nothing was spent.")
@@ -130,7 +131,8 @@ async def _work(local: Local, job: Job, screen: Screen, stopper: Stopper) -> Job
         draining = group.create_task(_drain_when_asked(local, stopper))
         with screen.progress() as progress:
             async for seen in follow(local.client, job.id, stop=running.done):
-                progress.update(seen)
+                if not stopper.is_asked:
+                    progress.update(seen)
         await running
         draining.cancel()
     return await local.client.get(job.id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from scipy.stats import qmc
 
 from services.optimizer.search.strategy import FloatArray
 
@@ -37,6 +36,8 @@ def sobol_points(job_seed: int, dim: int, first: int, count: int) -> FloatArray:
     Returns:
         count x d, in [-1, 1]^d: the same box that every acquisition searches.
     """
+    from scipy.stats import qmc  # takes a second to import; most processes draw no points
+
     sequence = qmc.Sobol(dim, scramble=True, rng=generator(job_seed, 0, "sobol"))
     # A power of two at a time keeps the sequence balanced, and SciPy from warning that it is not.
     drawn = sequence.random_base2(int(first + count - 1).bit_length())
