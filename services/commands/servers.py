@@ -172,7 +172,14 @@ def scorer(
     )
     check_exposure(settings)
     with bind(Address(host, port)) as listener:
-        asyncio.run(serve_app(create_app(settings), listener, "Scorer", Screen()))
+        work = serve_app(
+            create_app(settings),
+            listener,
+            "Scorer",
+            Screen(),
+            drain_seconds=settings.drain_seconds,
+        )
+        asyncio.run(work)
 
 
 def runner(

@@ -168,9 +168,16 @@ def shown_database(raw: str) -> str:
     return make_url(raw).render_as_string(hide_password=True) if "://" in raw else raw
 
 
-async def serve_app(app: FastAPI, listener: socket.socket, name: str, screen: Screen) -> None:
+async def serve_app(
+    app: FastAPI,
+    listener: socket.socket,
+    name: str,
+    screen: Screen,
+    *,
+    drain_seconds: float = DRAIN_SECONDS,
+) -> None:
     """Serve one part of a cluster until a signal."""
     stopper = Stopper(STOPPING)
     screen.say(f"{name} on {url_of(listener)}", style="bold")
-    await listen(app, listener, stopper)
+    await listen(app, listener, stopper, drain_seconds=drain_seconds)
     screen.say("Stopped in order.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -74,23 +73,19 @@ async def show_target_status(name: str, pool: Pool) -> TargetStatus:
 
 
 async def _stream(pool: ScorerPool, body: ScoreRequest) -> AsyncIterator[bytes]:
+    stream = pool.begin(body)  # here, so that a reader who is already gone begins nothing
     condition = ScoreCondition(condition=None)
-    async with aclosing(pool.score(body)) as lines:
-        coming = asyncio.ensure_future(anext(lines))
-        try:
-            while True:
-                done, _ = await asyncio.wait({coming}, timeout=QUIET_SECONDS)
-                if not done:
-                    yield condition.model_dump_json().encode() + b"\n"
-                    continue
-                try:
-                    line = coming.result()
-                except StopAsyncIteration:
-                    return
-                coming = asyncio.ensure_future(anext(lines))
-                if isinstance(line, ScoreCondition):
-                    condition = line
-                yield line.model_dump_json().encode() + b"\n"
-        finally:
-            coming.cancel()
-            await asyncio.wait({coming})
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(QUIET_SECONDS):
+                    line = await stream.next()
+            except TimeoutError:
+                line = condition
+            if line is None:
+                return
+            if isinstance(line, ScoreCondition):
+                condition = line
+            yield line.model_dump_json().encode() + b"\n"
+    finally:
+        stream.cancel()

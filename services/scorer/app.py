@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-import uvicorn
 from fastapi import FastAPI
 
 from instructzero.errors import InvalidRequest
@@ -15,7 +14,7 @@ from services.scorer.rate_limit import RateLimiter
 from services.scorer.redis_cache import RedisCache
 from services.scorer.redis_gate import RedisGate, open_redis
 from services.scorer.scoring import ScorerPool
-from services.scorer.settings import Settings, check_exposure
+from services.scorer.settings import Settings
 from services.scorer.targets import Targets, load_targets
 
 
@@ -77,22 +76,3 @@ def read_targets(settings: Settings) -> Targets:
             reason="invalid_targets",
         )
     return load_targets(settings.targets)
-
-
-def run(settings: Settings) -> None:
-    """Serve until SIGTERM, then finish what was accepted.
-
-    Raises:
-        InvalidRequest: the settings or the targets file are wrong; says what to do.
-    """
-    check_exposure(settings)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
-        timeout_keep_alive=30,
-        backlog=8192,
-    )

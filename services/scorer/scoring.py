@@ -36,6 +36,32 @@ from services.scorer.webhook import ScoringWebhook
 Line = ScoreLine | ScoreCondition
 
 
+class ScoreStream:
+    """The lines of one request as they come.
+
+    It is cancelled without an await: where the reader has gone, none would be let through.
+    """
+
+    def __init__(self, work: asyncio.Task[None], lines: asyncio.Queue[Line | None]) -> None:
+        self._work = work
+        self._lines = lines
+
+    async def next(self) -> Line | None:
+        """Return the next line, None after the last."""
+        line = await self._lines.get()
+        if line is None:
+            await self._work
+        return line
+
+    def cancel(self) -> None:
+        """Stop scoring; what is in flight is cut off."""
+        self._work.cancel()
+
+    async def ended(self) -> None:
+        """Wait until nothing is in flight."""
+        await asyncio.wait({self._work})
+
+
 class ScorerPool:
     """Scores instructions on registered targets, within their limits, buying no answer twice."""
 
@@ -73,6 +99,16 @@ class ScorerPool:
             UnknownTarget: the target is not registered.
             Overloaded: more examples are in hand than this process takes.
         """
+        stream = self.begin(request)
+        try:
+            while (line := await stream.next()) is not None:
+                yield line
+        finally:
+            stream.cancel()
+            await stream.ended()
+
+    def begin(self, request: ScoreRequest) -> ScoreStream:
+        """Start to score; raises what `score` raises."""
         self.check(request)
         lines: asyncio.Queue[Line | None] = asyncio.Queue()
         order = Order(
@@ -86,15 +122,13 @@ class ScorerPool:
         )
         self._n_waiting += len(request.examples)
         work = asyncio.create_task(self._score_all(request, order, lines))
-        work.add_done_callback(lambda _: lines.put_nowait(None))
-        try:
-            while (line := await lines.get()) is not None:
-                yield line
-            await work
-        finally:
+
+        def end(_: asyncio.Task[None]) -> None:
             self._n_waiting -= len(request.examples)
-            work.cancel()
-            await asyncio.wait({work})
+            lines.put_nowait(None)
+
+        work.add_done_callback(end)
+        return ScoreStream(work, lines)
 
     def check(self, request: ScoreRequest) -> None:
         """Refuse what cannot be scored, before anything is spent; raises what `score` raises."""

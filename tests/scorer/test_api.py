@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -10,7 +11,7 @@ from pydantic import SecretStr
 from instructzero.errors import InvalidRequest
 from services.scorer.app import create_app, create_pool
 from services.scorer.settings import Settings, check_exposure
-from tests.scorer.conftest import FAST, PoolMaker, request_for
+from tests.scorer.conftest import FAST, PoolMaker, request_for, serve_scorer, until
 from tests.scorer.fake_target import FakeTarget
 
 ANYWHERE = "0.0.0.0"  # noqa: S104 - the tests see it refused
@@ -72,6 +73,26 @@ async def test_every_route_but_the_health_checks_wants_the_token(http: httpx.Asy
         assert (await http.get(path)).status_code == 200
     for path in ("/docs", "/openapi.json", "/redoc"):
         assert (await http.get(path)).status_code == 404
+
+
+async def test_a_reader_that_hangs_up_cancels_its_calls_and_leaves_no_error_behind(
+    make_pool: PoolMaker, target: FakeTarget, caplog: pytest.LogCaptureFixture
+) -> None:
+    target.latency = 30
+    pool = make_pool(limits={"in_flight": 2})
+    async with serve_scorer(pool) as url, httpx.AsyncClient(base_url=url) as client:
+        for _ in range(3):
+            body = request_for(6).model_dump(mode="json")
+            reading = asyncio.create_task(client.post("/v1/scores", json=body))
+            n_before = target.n_requests
+            await until(lambda n=n_before: target.n_requests == n + 2)
+            reading.cancel()
+            await asyncio.wait({reading})
+        target.latency = 0
+        async with asyncio.timeout(5):
+            response = await client.post("/v1/scores", json=request_for(6).model_dump(mode="json"))
+        assert len(response.text.splitlines()) == 6
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_targets_show_limits_and_prices_but_no_address(http: httpx.AsyncClient) -> None:
