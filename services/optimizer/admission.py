@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
-from instructzero.contracts import JobSpec, MetricName, TargetView
-from instructzero.errors import FieldProblem, InvalidSpec, UnknownTarget
+from instructzero.contracts import JobSpec, MetricName, ScoreExample, ScoreRequest, TargetView
+from instructzero.errors import (
+    FieldProblem,
+    InvalidRequest,
+    InvalidSpec,
+    Overloaded,
+    UnknownTarget,
+)
+from services.optimizer.buyer import Scorer
 from services.optimizer.catalogue import METRICS
 from services.optimizer.intake import ApiDeps, ListsModels
 from services.optimizer.jobs import Cost, fits, worst_call
 from services.optimizer.search.registry import BadOption, check_options
 
 MOST_PROBLEMS = 20
+
+
+@runtime_checkable
+class ChecksRequests(Protocol):
+    """A scorer in this process, which knows more than its targets."""
+
+    def check(self, request: ScoreRequest) -> None:
+        """Refuse what cannot be scored."""
+        ...
 
 
 async def admit(spec: JobSpec, deps: ApiDeps) -> TargetView:
@@ -27,7 +44,7 @@ async def admit(spec: JobSpec, deps: ApiDeps) -> TargetView:
     if spec.target not in targets:
         detail = f"no such target is registered; registered are: {_listed(targets)}"
         raise UnknownTarget(f"/target: {detail}", errors=[FieldProblem("/target", detail)])
-    problems = [*_metric_problems(spec, targets), *_option_problems(spec)]
+    problems = [*_metric_problems(spec, targets, deps.scorer), *_option_problems(spec)]
     models = await served_models(deps)
     if models is not None and spec.generator.name not in models:
         detail = f"no such generator is served; served are: {', '.join(models) or 'none'}"
@@ -51,13 +68,33 @@ def _listed(targets: Mapping[str, TargetView]) -> str:
     return ", ".join(sorted(targets)) or "none"
 
 
-def _metric_problems(spec: JobSpec, targets: Mapping[str, TargetView]) -> Iterator[FieldProblem]:
+def _metric_problems(
+    spec: JobSpec, targets: Mapping[str, TargetView], scorer: Scorer
+) -> Iterator[FieldProblem]:
     if spec.metric.name not in METRICS:
         known = ", ".join(METRICS)
         yield FieldProblem("/metric", f"this server does not compute it; it computes: {known}")
     elif spec.metric.name is MetricName.JUDGE and spec.metric.target not in targets:
         detail = f"the judge's target is not registered; registered are: {_listed(targets)}"
         yield FieldProblem("/metric/target", detail)
+    elif spec.metric.name is MetricName.WEBHOOK and isinstance(scorer, ChecksRequests):
+        try:
+            scorer.check(_first_request(spec))
+        except UnknownTarget as error:
+            yield from error.errors
+        except (InvalidRequest, Overloaded):  # the examples are checked below
+            return
+
+
+def _first_request(spec: JobSpec) -> ScoreRequest:
+    example = spec.task.validation[0]
+    return ScoreRequest(
+        job_id="check",
+        target=spec.target,
+        instruction="",
+        examples=(ScoreExample(id="0", input=example.input, outputs=example.output),),
+        metric=spec.metric,
+    )
 
 
 def _option_problems(spec: JobSpec) -> Iterator[FieldProblem]:

@@ -134,7 +134,8 @@ async def _events(
                 after = row.seq
                 event = event_view(row)
                 yield ServerSentEvent(data=event.model_dump_json(), event=event.type, id=str(after))
-            if mark is None or (mark.is_finished and after >= mark.n_events):
+            has_ended = mark is None or (mark.is_finished and after >= mark.n_events)
+            if has_ended or watch.is_closed:
                 return
             if not rows:
                 await watch.until(job_id, _has_more_than(after), WATCH_SECONDS)

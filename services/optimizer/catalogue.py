@@ -43,6 +43,18 @@ METRICS: Mapping[MetricName, MetricView] = {
             (),
         ),
         (MetricName.JSON_EQUAL, "1 if the answer is JSON that equals an accepted output.", ()),
+        (
+            MetricName.ROUGE_L,
+            "The longest common subsequence of words (ROUGE-L), for the best accepted output.",
+            (),
+        ),
+        (
+            MetricName.JUDGE,
+            "What another registered target says of the answer by your rubric; one more call an "
+            "answer.",
+            ("target", "rubric"),
+        ),
+        (MetricName.WEBHOOK, "What a registered scoring webhook says.", ("webhook",)),
     )
 }
 """The metrics that the scorer computes; a spec that names another one is refused."""

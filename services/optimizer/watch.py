@@ -22,9 +22,14 @@ class Watch:
         self._interval_seconds = interval_seconds
         self._watched: Counter[str] = Counter()
         self._round: asyncio.Task[dict[str, Mark]] | None = None
+        self.is_closed = False
+
+    def close(self) -> None:
+        """Let everybody who waits go within an interval, so that the server can stop."""
+        self.is_closed = True
 
     async def until(self, job_id: str, holds: Callable[[Mark], bool], seconds: float) -> None:
-        """Return when a job's mark satisfies `holds`, the job is gone, or the time is over.
+        """Return when a job's mark satisfies `holds`, it is gone, the time is over, or we close.
 
         Raises:
             StoreUnavailable: the database does not answer.
@@ -34,7 +39,7 @@ class Watch:
             async with asyncio.timeout(seconds):
                 while True:
                     mark = (await asyncio.shield(self._next_round())).get(job_id)
-                    if mark is None or holds(mark):
+                    if mark is None or self.is_closed or holds(mark):
                         return
         except TimeoutError:
             return

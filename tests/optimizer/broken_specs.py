@@ -83,6 +83,8 @@ FIELDS: list[tuple[str, Any, str]] = [
     ("/metric", "vibes", "/metric"),
     ("/metric", {"name": "numeric", "tolerance": -1}, "/metric/tolerance"),
     ("/metric", "judge", "/metric"),
+    ("/metric", {"name": "judge", "target": "nobody", "rubric": "Is it right?"}, "/metric/target"),
+    ("/metric", "webhook", "/metric"),
     ("/metric", "numeric", "/task/validation/0/output"),
     ("/target", "nowhere", "/target"),
     ("/target", "../etc/passwd", "/target"),

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from instructzero.contracts import DryRun, Job, JobPage, Result
+from services.optimizer.database import open_database
 from services.optimizer.tables import Base, EventRow, JobRow
 from tests.optimizer.apis import Api, body, problem
 
@@ -392,3 +393,32 @@ async def test_two_cancels_at_once_end_the_job_once(api: Api) -> None:
             select(func.count()).select_from(EventRow).where(EventRow.type == "cancelled")
         )
     assert ended == 1
+
+
+# --- outages --------------------------------------------------------------------------------------
+
+
+async def test_an_absent_database_is_unavailable_and_no_fault() -> None:
+    url = "postgresql://nobody@127.0.0.1:9/none"
+    database = open_database(url)
+    api = Api(database, url)
+    for method, path in (
+        ("POST", "/jobs"),
+        ("GET", "/jobs"),
+        ("GET", "/jobs/job_1?wait=1"),
+        ("POST", "/jobs/job_1/cancel"),
+        ("POST", "/jobs/job_1/pause"),
+        ("DELETE", "/jobs/job_1"),
+        ("GET", "/jobs/job_1/trials"),
+        ("GET", "/jobs/job_1/result"),
+        ("GET", "/jobs/job_1/events/stream"),
+        ("GET", "/jobs/job_1/export"),
+    ):
+        response = await api.http.request(method, path, json=body())
+        assert response.status_code == 503, (method, path, response.text)
+        assert response.json()["code"] == "store_unavailable"
+        assert response.headers["retry-after"] == "2"
+        assert "nobody" not in response.text
+    assert (await api.http.get("/strategies")).status_code == 200
+    await api.http.aclose()
+    await database.close()
