@@ -70,9 +70,9 @@ class Screen:
         for note in found.notes:
             self.say(f"  {note}", style="dim")
 
-    def result(self, job: Job, result: Result, *, report: str | None) -> None:
+    def result(self, job: Job, result: Result) -> None:
         """Show a finished job."""
-        self._out.print(result_table(job, result, report=report))
+        self._out.print(result_table(job, result))
 
     def jobs(self, jobs: Sequence[Job]) -> None:
         """Show a list of jobs."""
@@ -164,17 +164,17 @@ def _bar(job: Job, width: int) -> Group:
     return Group(ProgressBar(total=1.0, completed=share, width=min(width, 72)), *lines)
 
 
-def result_table(job: Job, result: Result, *, report: str | None) -> Table:
+def result_table(job: Job, result: Result) -> Table:
     """Return a finished job in a few rows."""
     table = Table(box=box.ROUNDED, show_header=False, title=harmless(result.name))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value, style in _result_rows(job, result, report):
+    for name, value, style in _result_rows(job, result):
         table.add_row(name, Text(harmless(value), style=style))
     return table
 
 
-def _result_rows(job: Job, result: Result, report: str | None) -> Iterable[tuple[str, str, str]]:
+def _result_rows(job: Job, result: Result) -> Iterable[tuple[str, str, str]]:
     yield "status", wording.STATUS_WORDS[result.status], ""
     if result.status_reason is not None:
         yield "reason", f"{result.status_reason.message} ({result.status_reason.code})", "red"
@@ -195,8 +195,6 @@ def _result_rows(job: Job, result: Result, report: str | None) -> Iterable[tuple
     yield "cost", _cost(job, result), ""
     yield "tried", wording.count(result.trials, "instruction"), ""
     yield "job", result.job_id, ""
-    if report is not None:
-        yield "report", report, ""
 
 
 def _cost(job: Job, result: Result) -> str:

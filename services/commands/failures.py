@@ -9,6 +9,9 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
 from instructzero.errors import (
     InstructZeroError,
     InvalidRequest,
@@ -24,6 +27,12 @@ from services.commands.signals import INTERRUPTED
 BAD_USAGE = 2
 FAILED = 1
 LOGS = Path("runs")
+PREFIXES = {
+    "Settings": "IZ_OPTIMIZER_ or IZ_SCORER_",
+    "GeneratorSettings": "IZ_GENERATOR_",
+    "CommandSettings": "IZ_",
+}
+"""Where the values of a settings class come from."""
 
 
 def tell(error: BaseException, *, is_debug: bool) -> int:
@@ -39,6 +48,9 @@ def tell(error: BaseException, *, is_debug: bool) -> int:
         screen.problem(sentence(error))
         is_usage = isinstance(error, InvalidRequest | Unauthorized | PayloadTooLarge)
         return BAD_USAGE if is_usage else FAILED
+    if isinstance(error, ValidationError | SettingsError) and (told := setting_problem(error)):
+        screen.problem(told)
+        return BAD_USAGE
     if isinstance(error, BrokenPipeError):  # `instructzero export ... | head`
         return FAILED
     where = "" if is_debug else f"; the log is in {_write_log(error)}"
@@ -53,6 +65,18 @@ def sentence(error: InstructZeroError) -> str:
     if isinstance(error, InvalidSpec | UnknownTarget):
         return f"the job is not valid:{_lines(error)}"
     return error.detail
+
+
+def setting_problem(error: ValidationError | SettingsError) -> str | None:
+    """Return what is wrong with an environment variable; None if the error is another."""
+    if isinstance(error, SettingsError):  # names the field, not the value
+        return f"an IZ_ environment variable cannot be read: {error}; lists are written as JSON"
+    prefix = PREFIXES.get(error.title)
+    if prefix is None:
+        return None
+    first = error.errors(include_input=False, include_url=False)[0]
+    name = "_".join(map(str, first["loc"])).upper() or "*"
+    return f"the environment variable {prefix}{name} is not valid: {first['msg']}"
 
 
 def _lines(error: InstructZeroError) -> str:

@@ -172,10 +172,12 @@ async def _end(request: RunRequest, job: Job, client: AsyncClient, screen: Scree
     record = await read_record(client, job.id)
     if record.result is None:
         raise NotFound("the job's result is gone: was it deleted?")
-    where = await write_report(record, request.report)
-    if request.as_json:
+    if request.as_json:  # before the report, which may fail: the result is what was paid for
         screen.write(record.result.model_dump_json(indent=2))
-        screen.say(f"Report: {where}")
     else:
-        screen.result(record.job, record.result, report=str(where))
+        screen.result(record.job, record.result)
+    try:
+        screen.say(f"Report: {await write_report(record, request.report)}")
+    except InvalidRequest as error:
+        screen.problem(error.detail)
     return 0 if job.status is JobStatus.SUCCEEDED else 1

@@ -61,13 +61,11 @@ async def submit_job(request: SubmitRequest, screen: Screen) -> int:
         return 0
     async with open_place(request.place, may_create=True) as client:
         job = await client.create(spec, idempotency_key=request.idempotency_key)
-        if request.as_json:
-            screen.write(job.model_dump_json(indent=2))
-        else:
-            screen.write(job.id)
         _say_who_runs_it(request.place, screen)
         if request.is_waiting:
-            return await _watch(client, job.id, screen)
+            screen.say(f"Job {job.id}")
+            return await _watch(client, job.id, screen, as_json=request.as_json)
+    screen.write(job.model_dump_json(indent=2) if request.as_json else job.id)
     return 0
 
 
@@ -103,7 +101,7 @@ async def watch_job(place: Place, job_id: str, screen: Screen) -> int:
         return await _watch(client, job_id, screen)
 
 
-async def _watch(client: AsyncClient, job_id: str, screen: Screen) -> int:
+async def _watch(client: AsyncClient, job_id: str, screen: Screen, *, as_json: bool = False) -> int:
     job: Job | None = None
     with screen.progress() as progress:
         async for job in follow(client, job_id):
@@ -113,7 +111,11 @@ async def _watch(client: AsyncClient, job_id: str, screen: Screen) -> int:
         reason = f": {job.status_reason.message}" if job.status_reason else ""
         screen.say(f"{job.id} is {wording.STATUS_WORDS[job.status]}{reason}")
         return 1
-    screen.result(job, await client.result(job_id), report=None)
+    found = await client.result(job_id)
+    if as_json:
+        screen.write(found.model_dump_json(indent=2))
+    else:
+        screen.result(job, found)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
 
 
@@ -129,7 +131,7 @@ async def show_result(place: Place, job_id: str, screen: Screen, *, as_json: boo
         if as_json:
             screen.write(found.model_dump_json(indent=2))
         else:
-            screen.result(await client.get(job_id), found, report=None)
+            screen.result(await client.get(job_id), found)
 
 
 async def show_jobs(place: Place, request: ListRequest, screen: Screen) -> None:

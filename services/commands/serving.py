@@ -153,7 +153,7 @@ async def _drain(local: Local, stopper: Stopper) -> None:
 
 
 def _welcome(request: ServeRequest, local: Local, url: str, screen: Screen) -> None:
-    screen.say(f"Serving on {url} (documentation at {url}/docs)", style="bold")
+    screen.say(f"Serving on {url} (described at {url}/openapi.json)", style="bold")
     screen.say(f"Jobs are kept in {shown_database(request.options.database)}")
     if local.serves_demo:
         screen.say("No --targets file: jobs may use the target `demo`, the bundled model")

@@ -103,12 +103,12 @@ def checksum(decision: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _claimable(*, take_over: bool) -> ColumnElement[bool]:
-    """Queued, or running under a lease that ran out (`take_over`: under any lease)."""
-    abandoned = JobRow.status == JobStatus.RUNNING
-    if not take_over:
-        abandoned = and_(abandoned, JobRow.lease_expires_at < now())
-    return or_(JobRow.status == JobStatus.QUEUED, abandoned)
+def _claimable(runner_id: str, *, take_over: bool) -> ColumnElement[bool]:
+    """Queued, or running under a lease that ran out (`take_over`: under any but our own)."""
+    is_over = JobRow.lease_expires_at < now()
+    if take_over:
+        is_over = or_(is_over, JobRow.runner_id != runner_id)
+    return or_(JobRow.status == JobStatus.QUEUED, and_(JobRow.status == JobStatus.RUNNING, is_over))
 
 
 async def claim_job(
@@ -126,7 +126,7 @@ async def claim_job(
     """
     oldest = (
         select(JobRow.id)
-        .where(_claimable(take_over=take_over), JobRow.algo_version == ALGO_VERSION)
+        .where(_claimable(runner_id, take_over=take_over), JobRow.algo_version == ALGO_VERSION)
         .order_by(JobRow.created_at, JobRow.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -135,7 +135,7 @@ async def claim_job(
         oldest = oldest.where(JobRow.id == job_id)
     row = await session.scalar(
         update(JobRow)
-        .where(JobRow.id == oldest.scalar_subquery(), _claimable(take_over=take_over))
+        .where(JobRow.id == oldest.scalar_subquery(), _claimable(runner_id, take_over=take_over))
         .values(
             status=JobStatus.RUNNING,
             runner_id=runner_id,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from instructzero.contracts import DryRun, Job, JobPage, Result
+from instructzero.contracts import DryRun, JobPage, Result
 from services.optimizer.auth import new_key
 from tests.cli.world import Folder, World, make_folder, serve_world
 
@@ -47,6 +47,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
             drain.join(5)
+            for pipe in (process.stdout, process.stderr):
+                assert pipe is not None
+                pipe.close()
             assert process.returncode == 0
 
 
@@ -55,9 +58,9 @@ def submitted(server: Server) -> str:
     """The id of a job that was submitted and waited for."""
     done = server.folder.command("submit", "job.yaml", "--wait", "--json", **server.place)
     assert done.returncode == 0, done.stderr
-    head, end = json.JSONDecoder().raw_decode(done.stdout)
-    assert "held-out score" in done.stdout[end:]
-    return str(Job.model_validate(head).id)
+    result = Result.model_validate_json(done.stdout)
+    assert result.usage.calls == server.folder.world.requests
+    return result.job_id
 
 
 def test_a_submitted_job_is_run_by_the_server_and_watched_to_its_end(server, submitted, invoke):

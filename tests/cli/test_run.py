@@ -44,8 +44,9 @@ def test_a_person_sees_estimate_progress_and_the_result_table(folder):
     assert " of 200 calls" in done.stderr
     assert "best " in done.stderr
     table = " ".join(done.stdout.replace("\u00a0", " ").split())
-    for words in ("held-out score", "baseline", "difference", "verdict", "out/page.html", "$"):
+    for words in ("held-out score", "baseline", "difference", "verdict", "$"):
         assert words in table
+    assert "Report: out/page.html" in done.stderr
     assert (folder.path / "out" / "page.html").exists()
 
 
@@ -78,6 +79,16 @@ def test_a_second_interrupt_quits_at_once(folder):
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=4)
     assert running.returncode == 130
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_the_result(finished, invoke):
+    folder = finished.folder
+    done = invoke(
+        "run", "--json", "--resume", finished.job_id, "--report", "job.yaml/page.html",
+        *folder.connections, folder=folder.path,
+    )  # fmt: skip
+    assert (done.exit_code, done.stdout) == (0, finished.out)
+    assert "cannot be written to job.yaml/page.html" in done.stderr
 
 
 def test_a_killed_run_goes_on_with_resume(folder):

@@ -72,6 +72,21 @@ def test_failures_become_a_sentence_and_an_exit_code(
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("IZ_OPTIMIZER_API_KEY_HASHES", "not-json"),
+        ("IZ_OPTIMIZER_LEASE_SECONDS", "soon"),
+        ("IZ_OPTIMIZER_API_KEY_HASHES", '["iz_a-key-not-a-hash"]'),
+    ],
+)
+def test_a_wrong_setting_is_named_and_not_shown(tmp_path, invoke, name, value):
+    done = invoke("serve", "--port", "0", folder=tmp_path, **{name: value})
+    assert done.exit_code == 2
+    assert name.removeprefix("IZ_OPTIMIZER_").lower() in done.stderr.lower()
+    assert value not in done.stderr
+
+
 def test_a_fault_of_ours_leaves_its_traceback_in_a_log(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tell(ZeroDivisionError("by zero"), is_debug=False)
@@ -90,7 +105,7 @@ def test_text_of_models_cannot_steer_the_terminal():
     hostile = result.best.model_copy(update={"instruction": "\x1b]0;x\x07 [red]no style[/red]"})
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     with console.file:
-        console.print(result_table(job, result.model_copy(update={"best": hostile}), report=None))
+        console.print(result_table(job, result.model_copy(update={"best": hostile})))
         console.print(jobs_table([job]))
     text = console.export_text()
     assert "\x1b" not in text
@@ -98,7 +113,7 @@ def test_text_of_models_cannot_steer_the_terminal():
 
 
 def test_the_result_table_holds_the_documents_numbers(capsys):
-    Screen().result(make_job(), make_result(), report="runs/x.html")
+    Screen().result(make_job(), make_result())
     shown = capsys.readouterr().out.replace("│", "").replace("\u00a0", " ")
     text = " ".join(shown.split())
     assert "0.92 (0.84 to 0.96, n = 60)" in text
