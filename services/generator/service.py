@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
+from collections.abc import Mapping
 
 from instructzero.contracts import GenerateRequest, GenerateResponse
 from instructzero.errors import (
@@ -16,11 +16,10 @@ from instructzero.errors import (
     Overloaded,
     Unavailable,
 )
+from services.generator.settings import DEFAULT
 from services.generator.writing import InstructionWriter
 
 log = logging.getLogger(__name__)
-DEFAULT = "default"
-"""Every generator also answers to this name."""
 LONGEST_RETRY_SECONDS = 60.0
 
 
@@ -39,6 +38,14 @@ class GeneratorService:
         self._is_closed = False
         self._is_idle = asyncio.Event()
 
+    async def check(self) -> None:
+        """Check the engine before the first request.
+
+        Raises:
+            InvalidRequest: the model cannot be used; says what to do.
+        """
+        await self._writer.engine.check()
+
     def names(self) -> tuple[str, ...]:
         """Return what a request may call the model."""
         return tuple(dict.fromkeys((DEFAULT, self.name)))
@@ -46,6 +53,10 @@ class GeneratorService:
     def state(self) -> str:
         """Return `ok`, or what is wrong."""
         return "the generator is closed" if self._is_closed else self._writer.engine.state()
+
+    async def states(self) -> Mapping[str, str]:
+        """Return the engine's state."""
+        return {"engine": self.state()}
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Return one instruction per point; cancelling the task ends the work.
@@ -134,12 +145,6 @@ class InProcessGenerator:
     async def aclose(self) -> None:
         """Close the engine."""
         await self._service.aclose()
-
-
-def served_name(model: str) -> str:
-    """Return the name for a model that was given none: its id, or its folder's name."""
-    name = model if model.count("/") == 1 and model[0].isalnum() else re.split(r"[/\\]", model)[-1]
-    return re.sub(r"[^A-Za-z0-9._/:-]", "-", name).lstrip("._/:-")[:100] or DEFAULT
 
 
 def _unknown_model(names: tuple[str, ...]) -> InvalidRequest:

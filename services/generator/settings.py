@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from instructzero.contracts import MAX_TEXT, Name
 from instructzero.errors import InvalidRequest
+
+DEFAULT = "default"
+"""Every generator also answers to this name."""
 
 
 class GeneratorSettings(BaseSettings):
@@ -46,9 +51,27 @@ class GeneratorSettings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of the process; PyTorch's choice if not set"
     )
-    max_batch_size: int = Field(32, ge=1, le=1024, description="prompts decoded side by side")
+    max_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="prompts decoded side by side; if not set, 32 with transformers, 256 with vLLM",
+    )
     cached_prompts: int = Field(
         256, ge=1, description="exemplar texts whose embeddings are kept in memory"
+    )
+
+    context_tokens: int | None = Field(
+        None, ge=64, description="tokens read and written together (vLLM); what fits if not set"
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="GPUs that share one copy of the model (vLLM)"
+    )
+    gpu_memory_share: float = Field(
+        0.9, gt=0, lt=1, description="of each GPU's memory, for weights and cache (vLLM)"
+    )
+    cpu_cache_gib: float = Field(
+        1.0, gt=0, description="memory for keys and values on a CPU, in GiB (vLLM)"
     )
 
     max_characters: int = Field(
@@ -59,6 +82,12 @@ class GeneratorSettings(BaseSettings):
         600.0, gt=0, le=3600, description="for requests that set none themselves"
     )
     drain_seconds: float = Field(60.0, gt=0)
+
+
+def served_name(model: str) -> str:
+    """Return the name for a model that was given none: its id, or its folder's name."""
+    name = model if model.count("/") == 1 and model[0].isalnum() else re.split(r"[/\\]", model)[-1]
+    return re.sub(r"[^A-Za-z0-9._/:-]", "-", name).lstrip("._/:-")[:100] or DEFAULT
 
 
 def check_exposure(settings: GeneratorSettings) -> None:
@@ -80,3 +109,9 @@ def check_exposure(settings: GeneratorSettings) -> None:
             "give the runner the same, or listen on 127.0.0.1",
             reason="token_missing",
         )
+
+
+def send_no_usage_reports() -> None:
+    """Tell Ray and vLLM, which read the environment themselves, not to report their use."""
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("VLLM_NO_USAGE_STATS", "1")):
+        os.environ.setdefault(name, value)  # noqa: TID251 - this file is where it may be touched

@@ -16,10 +16,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from instructzero.errors import GeneratorUnavailable, InvalidRequest
-from services.generator.chat import ChatFormat
-from services.generator.checkpoint import Checkpoint, load_checkpoint, text_config
-from services.generator.decoding import Choice, Interrupt, PromptStates
-from services.generator.engine import Decoding, EngineFacts, Prompt, Written
+from services.generator.checkpoint import Checkpoint, load_checkpoint, stop_ids, text_config
+from services.generator.decoding import Choice, Interrupt, PromptStates, read_ids
+from services.generator.engine import BROKEN, Decoding, EngineFacts, Prompt, Written
 from services.generator.soft_prompt import table_spread
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CHUNK = 4_096
+BATCH_SIZE = 32
 UNBOUNDED = 1_000_000
 """Tokenizers say a number beyond this when they know no length."""
 
@@ -59,7 +59,9 @@ class TransformersEngine:
         self.tokenizer: PreTrainedTokenizerBase = checkpoint.tokenizer
         self._max_batch_size = max_batch_size
         self._decoder = self._model.get_decoder()
-        self._stop_ids = _stop_ids(checkpoint)
+        self._stop_ids = stop_ids(
+            checkpoint.tokenizer, self._model.generation_config, text_config(self._model)
+        )
         # A checkpoint's own decoding defaults (a repetition penalty, say) would change the texts
         # behind our back, and with embeddings some of them silently do nothing.
         self._model.generation_config = GenerationConfig()
@@ -67,6 +69,9 @@ class TransformersEngine:
         self._probe()
         self._failure: str | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generator-engine")
+
+    async def check(self) -> None:
+        """Return at once: everything was checked while the model was loaded."""
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Return the rows that the model reads for token ids.
@@ -178,21 +183,18 @@ class TransformersEngine:
             raise Interrupted
         means = None if states.mean is None else states.mean.cpu().tolist()
         return [
-            self._read(row, is_broken, tuple(means[i]) if means is not None else None)
+            BROKEN
+            if is_broken
+            else read_ids(
+                self.tokenizer,
+                row,
+                self._stop_ids,
+                features=tuple(means[i]) if means is not None else None,
+            )
             for i, (row, is_broken) in enumerate(
                 zip(ids.tolist(), choice.broken.tolist(), strict=True)
             )
         ]
-
-    def _read(self, ids: list[int], is_broken: bool, features: tuple[float, ...] | None) -> Written:
-        length = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)
-        text = self.tokenizer.decode(
-            ids[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        if is_broken:
-            return Written("", 0, "non_finite")
-        reason = "length" if length is None else "stop"
-        return Written(str(text), len(ids[:length]), reason, features)
 
     def _facts(self, dtype: str) -> EngineFacts:
         config = text_config(self._model)
@@ -250,7 +252,7 @@ def open_engine(folder: ModelFolder, settings: GeneratorSettings) -> Transformer
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     checkpoint = load_checkpoint(folder, settings)
-    return TransformersEngine(checkpoint, max_batch_size=settings.max_batch_size)
+    return TransformersEngine(checkpoint, max_batch_size=settings.max_batch_size or BATCH_SIZE)
 
 
 def pad_left(prompts: Sequence[Tensor]) -> Batch:
@@ -263,16 +265,6 @@ def pad_left(prompts: Sequence[Tensor]) -> Batch:
         embeddings[i, width - len(rows) :] = rows
         mask[i, width - len(rows) :] = 1
     return Batch(embeddings, mask)
-
-
-def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Return every token that ends a text: the checkpoint's, the tokenizer's, the template's."""
-    found: list[int] = []
-    for config in (checkpoint.model.generation_config, text_config(checkpoint.model)):
-        named = getattr(config, "eos_token_id", None)
-        found += [named] if isinstance(named, int) else list(named or ())
-    found += ChatFormat(checkpoint.tokenizer).stop_ids()
-    return tuple(dict.fromkeys(found))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

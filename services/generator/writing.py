@@ -85,7 +85,9 @@ class InstructionWriter:
         """
         loop = asyncio.get_running_loop()
         prompts = await loop.run_in_executor(self._worker, self.assemble, request)
-        decoding = Decoding(request.max_tokens, request.temperature, request.features)
+        decoding = Decoding(
+            request.max_tokens, request.temperature, request.features, salt=request.tenant
+        )
         written = await self.engine.write(prompts, decoding)
         instructions = await loop.run_in_executor(self._worker, self._finish, request, written)
         return GenerateResponse(

@@ -21,8 +21,8 @@ from instructzero.errors import (
     Overloaded,
 )
 from services.generator.app import create_app, create_service, open_writer
-from services.generator.service import GeneratorService, served_name
-from services.generator.settings import GeneratorSettings, check_exposure
+from services.generator.service import GeneratorService
+from services.generator.settings import GeneratorSettings, check_exposure, served_name
 from tests.generator.conftest import request_for, serve, settings_for
 from tests.generator.test_transformers_engine import biased, forward_passes
 

@@ -1,0 +1,363 @@
+"""The generator on Ray Serve: one deployment per open model behind one front.
+
+`build` is what a Serve config names as `import_path`; `serve_here` runs the same application on a
+Ray of this machine alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import ray
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import SettingsConfigDict
+from ray import serve
+from ray.exceptions import RayError, TaskCancelledError
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from instructzero.contracts import GenerateRequest, GenerateResponse, Name
+from instructzero.errors import (
+    FieldProblem,
+    GeneratorUnavailable,
+    InstructZeroError,
+    InvalidRequest,
+    Overloaded,
+)
+from services.generator.api import build_app
+from services.generator.settings import (
+    DEFAULT,
+    GeneratorSettings,
+    check_exposure,
+    send_no_usage_reports,
+    served_name,
+)
+from services.telemetry import configure_logging
+
+log = logging.getLogger(__name__)
+APPLICATION = "generator"
+STATE_SECONDS = 3.0
+RETRY_SECONDS = 5.0
+QUEUE = 1_000
+"""Requests that a front holds; each model refuses its own long before."""
+LogStyle = Literal["json", "text"]
+
+
+class ModelSettings(GeneratorSettings):
+    """The generator's settings for one model of a config file; unknown names are refused."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+    engine: Literal["transformers", "vllm"] = "vllm"
+    device: Literal["auto", "cpu", "cuda"] = "cuda"
+
+
+class Replicas(BaseModel):
+    """How many copies of a model run; between the bounds their number follows the load."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: int = Field(1, ge=0)
+    max: int = Field(1, ge=1)
+    target_requests: float = Field(
+        8, gt=0, description="requests in hand for each copy that the number aims at"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Replicas:
+        if self.min > self.max:
+            raise ValueError("min is greater than max")
+        return self
+
+
+class ServedModel(BaseModel):
+    """One open model, the name it has in requests, and how it is deployed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    settings: ModelSettings
+    replicas: Replicas = Replicas()
+    cpus: float = Field(1, gt=0, description="of each copy, for placement")
+    gpus: int | None = Field(
+        None, ge=0, description="of each copy; its tensor_parallel on `cuda`, else none"
+    )
+
+    @property
+    def n_gpus(self) -> int:
+        """GPUs of one copy."""
+        if self.gpus is not None:
+            return self.gpus
+        return self.settings.tensor_parallel if self.settings.device == "cuda" else 0
+
+
+class ServeArgs(BaseModel):
+    """What stands under `args` in a Serve config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: tuple[ServedModel, ...] = Field(min_length=1)
+    host: str = Field("0.0.0.0", description="what http_options.host says")  # noqa: S104
+    fronts: int = Field(1, ge=1, description="copies of the part that reads requests")
+    log_style: LogStyle = "json"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ServeArgs:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError("two models have the same name")
+        return self
+
+
+class ModelReplica:
+    """One copy of a model, in a process of its own."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it, in the loop that serves
+        self, settings: GeneratorSettings, log_style: LogStyle
+    ) -> None:
+        """Load the model.
+
+        Raises:
+            InvalidRequest: it cannot be used; says what to do.
+        """
+        configure_logging(log_style)
+        from services.generator.app import create_service  # loads torch
+
+        self._service = await asyncio.to_thread(create_service, settings)
+        await self._service.check()
+
+    async def generate(self, request: GenerateRequest) -> GenerateResponse | InstructZeroError:
+        """Return the answer, or the refusal: raised ones would fill the log with tracebacks."""
+        try:
+            return await self._service.generate(request)
+        except InstructZeroError as error:
+            return error
+
+    async def state(self) -> str:
+        """Return `ok`, or what is wrong."""
+        return self._service.state()
+
+    async def check_health(self) -> None:
+        """Fail when the engine's process has ended: Serve then replaces this copy."""
+        if (state := self._service.state()) != "ok":
+            raise GeneratorUnavailable(state)
+
+    async def __del__(self) -> None:
+        """Finish what is in hand and end the engine."""
+        if hasattr(self, "_service"):
+            await self._service.aclose()
+
+
+class ModelRouter:
+    """Sends each request to the model that it names."""
+
+    def __init__(self, models: Mapping[str, DeploymentHandle], deadlines: Mapping[str, float]):
+        self._models = models
+        self._deadlines = deadlines
+
+    def names(self) -> tuple[str, ...]:
+        """Return what a request may call the models."""
+        return tuple(dict.fromkeys((DEFAULT, *self._models)))  # the first model is the default
+
+    async def states(self) -> Mapping[str, str]:
+        """Return each model's state."""
+        async with asyncio.TaskGroup() as group:
+            tasks = {
+                name: group.create_task(self._state(handle))
+                for name, handle in self._models.items()
+            }
+        return {name: task.result() for name, task in tasks.items()}
+
+    async def generate(self, request: GenerateRequest) -> GenerateResponse:
+        """Return one instruction per point.
+
+        Raises:
+            InvalidRequest: no model has this name, or the model refuses the request.
+            Overloaded: the model has as many requests in hand as may be.
+            GeneratorUnavailable: no copy of it answers.
+        """
+        name = request.model
+        if name not in self._models:
+            if name != DEFAULT:
+                raise _unknown_model(self.names())
+            name = next(iter(self._models))
+        request = request.model_copy(update={"model": DEFAULT})
+        deadline = request.deadline_seconds or self._deadlines[name]
+        try:
+            async with asyncio.timeout(deadline):
+                answer = await _call(self._models[name].generate, request)
+        except TimeoutError as error:
+            raise GeneratorUnavailable(
+                f"the instructions were not written within {deadline:g} seconds: the model is "
+                "busy, or is being started; try again, or set a longer deadline",
+                reason="deadline_exceeded",
+            ) from error
+        if isinstance(answer, InstructZeroError):
+            raise answer
+        response: GenerateResponse = answer
+        return response
+
+    async def _state(self, handle: DeploymentHandle) -> str:
+        try:
+            async with asyncio.timeout(STATE_SECONDS):
+                return str(await _call(handle.state))
+        except TimeoutError:
+            return "no copy of the model answers; one is being started"
+        except InstructZeroError as error:
+            return error.detail
+
+
+class Front:
+    """The HTTP side: the routes of the plain process, before models that run elsewhere."""
+
+    def __init__(
+        self,
+        models: dict[str, DeploymentHandle],
+        deadlines: dict[str, float],
+        log_style: LogStyle,
+    ) -> None:
+        configure_logging(log_style)
+        self._router = ModelRouter(models, deadlines)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the application; the token comes from this process's own environment."""
+        return build_app(GeneratorSettings(), self._router)
+
+
+def build(args: ServeArgs) -> serve.Application:
+    """Build the application that a Serve config describes.
+
+    Raises:
+        InvalidRequest: it would listen beyond this machine without a token.
+    """
+    check_exposure(GeneratorSettings().model_copy(update={"host": args.host}))
+    models = {model.name: _deploy(model, args.log_style) for model in args.models}
+    deadlines = {model.name: model.settings.deadline_seconds for model in args.models}
+    front = serve.deployment(
+        serve.ingress()(Front),
+        name="front",
+        num_replicas=args.fronts,
+        max_ongoing_requests=QUEUE,
+        max_queued_requests=QUEUE,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
+        graceful_shutdown_timeout_s=max(m.settings.drain_seconds for m in args.models),
+        ray_actor_options={"num_cpus": 0.1},
+    )
+    return front.bind(models, deadlines, args.log_style)
+
+
+def serve_here(settings: GeneratorSettings, *, log_style: LogStyle = "json") -> Callable[[], None]:
+    """Start Ray and the application on this machine; returns what stops both in order.
+
+    Raises:
+        InvalidRequest: the model cannot be served; says what to do.
+    """
+    send_no_usage_reports()
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        _node_ip_address="127.0.0.1",
+    )
+
+    def stop() -> None:
+        serve.shutdown()
+        ray.shutdown()
+
+    try:
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+        serve.run(build(_args_of(settings, log_style)), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        why = _why_not_served()
+        stop()
+        raise InvalidRequest(why, reason="engine_not_started") from error
+    except BaseException:
+        stop()
+        raise
+    return stop
+
+
+def _args_of(settings: GeneratorSettings, log_style: LogStyle) -> ServeArgs:
+    chosen = ModelSettings(**settings.model_dump(exclude={"token"}))
+    name = settings.served_name or served_name(settings.model or "")
+    gpus = settings.tensor_parallel if ray.cluster_resources().get("GPU") else 0
+    model = ServedModel(name=name, settings=chosen, gpus=gpus)
+    return ServeArgs(models=(model,), host=settings.host, log_style=log_style)
+
+
+def _deploy(model: ServedModel, log_style: LogStyle) -> serve.Application:
+    settings = model.settings.model_copy(update={"token": None, "served_name": model.name})
+    replicas = model.replicas
+    options: dict[str, Any] = {"num_replicas": replicas.min}
+    if replicas.min < replicas.max:
+        options = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=replicas.min,
+                max_replicas=replicas.max,
+                target_ongoing_requests=replicas.target_requests,
+            )
+        }
+    deployment = serve.deployment(
+        ModelReplica,
+        name="model-" + re.sub(r"[^A-Za-z0-9._-]", "-", model.name),
+        # Beyond what a copy takes at all, so that it is the copy that says when to come again.
+        max_ongoing_requests=settings.max_waiting + 8,
+        max_queued_requests=settings.max_waiting,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_constructor_retry_count=3,
+        ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.n_gpus},
+        **options,
+    )
+    return deployment.bind(settings, log_style)
+
+
+async def _call(method: Any, *arguments: object) -> Any:
+    """Call a deployment; failures become our own, and cancelling the task cancels the call."""
+    response = method.remote(*arguments)
+    try:
+        return await response
+    except BackPressureError as error:
+        raise Overloaded(
+            "as many requests are in hand as the model takes; try again later",
+            retry_after_seconds=RETRY_SECONDS,
+        ) from error
+    except TaskCancelledError as error:
+        raise GeneratorUnavailable(
+            "the request was cancelled", retry_after_seconds=RETRY_SECONDS
+        ) from error
+    except (RayError, RayServeException) as error:
+        log.warning("a model did not answer: %s", type(error).__name__)
+        raise GeneratorUnavailable(
+            "the model's process ended while it wrote; another one is being started",
+            retry_after_seconds=RETRY_SECONDS,
+        ) from error
+    finally:
+        response.cancel()  # does nothing to a call that has ended
+
+
+def _why_not_served() -> str:
+    """Return what a model's copy said when it could not start."""
+    said = [
+        deployment.message
+        for application in serve.status().applications.values()
+        for deployment in application.deployments.values()
+    ]
+    for message in said:
+        if found := re.findall(r"InvalidRequest: (.+)", message):
+            return str(found[-1])
+    return "the model could not be served; the logs under /tmp/ray/session_latest/logs say why"
+
+
+def _unknown_model(names: tuple[str, ...]) -> InvalidRequest:
+    detail = f"this generator serves {' and '.join(names)}; name one of them"
+    return InvalidRequest(detail, errors=[FieldProblem("/model", detail)], reason="unknown_model")
