@@ -308,7 +308,7 @@ async def test_a_queued_job_is_cancelled_with_a_result(api: Api) -> None:
 
 
 async def test_a_paused_job_is_cancelled_with_what_it_knew(api: Api) -> None:
-    job_id = await api.finished(budget={"trials": 6})
+    job_id = await api.finished(budget={"calls": 30, "trials": 6})
     undisturbed = await api.get(f"/jobs/{job_id}/result")
     await set_columns(api, job_id, status="paused", result=None, finished_at=None)
     response = await api.http.post(f"/jobs/{job_id}/cancel")
@@ -356,7 +356,7 @@ async def test_a_pause_that_no_runner_has_seen_is_taken_back(api: Api) -> None:
 
 
 async def test_a_resumed_job_goes_on_and_ends(api: Api) -> None:
-    job = await api.create(budget={"trials": 4})
+    job = await api.create(budget={"calls": 30, "trials": 4})
     path = f"/jobs/{job['id']}"
     await api.http.post(f"{path}/pause")
     await set_columns(
@@ -369,7 +369,7 @@ async def test_a_resumed_job_goes_on_and_ends(api: Api) -> None:
 
 
 async def test_only_ended_jobs_are_deleted_and_wholly(api: Api) -> None:
-    job_id = (await post(api, KEY, budget={"trials": 3})).json()["id"]
+    job_id = (await post(api, KEY, budget={"calls": 30, "trials": 3})).json()["id"]
     document = problem(await api.http.delete(f"/jobs/{job_id}"))
     assert (document["status"], document["code"]) == (409, "not_finished")
     await api.run(job_id)
@@ -380,7 +380,7 @@ async def test_only_ended_jobs_are_deleted_and_wholly(api: Api) -> None:
         for table in Base.metadata.sorted_tables:
             left = await session.scalar(select(func.count()).select_from(table))
             assert left == 0, table.name
-    assert (await post(api, KEY, budget={"trials": 3})).json()["id"] != job_id
+    assert (await post(api, KEY, budget={"calls": 30, "trials": 3})).json()["id"] != job_id
 
 
 async def test_two_cancels_at_once_end_the_job_once(api: Api) -> None:
