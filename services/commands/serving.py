@@ -100,6 +100,9 @@ async def listen(
 
     async def stop() -> None:
         await stopper.wait()
+        end_waits = getattr(app.state, "end_waits", None)
+        if end_waits is not None:
+            end_waits()  # requests that wait for a job would hold the server for a minute
         server.should_exit = True
 
     stopping = asyncio.create_task(stop())

@@ -34,6 +34,7 @@ def create_app(deps: ApiDeps) -> FastAPI:
     )
     app.state.deps = deps
     app.state.watch = Watch(deps.database)
+    app.state.end_waits = app.state.watch.close  # for whoever stops the server
     for part in (api, api_record, api_catalog):
         app.include_router(part.router)
     app.add_middleware(KeyCheck, digests=read_digests(deps.settings))

@@ -217,6 +217,21 @@ async def test_waiting_requests_hold_no_connection(api: Api) -> None:
     assert {task.result().json()["status"] for task in waiting} == {"cancelled"}
 
 
+async def test_a_server_that_stops_lets_everybody_go(api: Api) -> None:
+    path = f"/jobs/{(await api.create())['id']}"
+    begun = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        polled = group.create_task(api.http.get(f"{path}?wait=60"))
+        streamed = group.create_task(api.http.get(f"{path}/events/stream"))
+        await asyncio.sleep(0.3)
+        assert not polled.done()
+        assert not streamed.done()
+        api.app.state.end_waits()
+    assert time.monotonic() - begun < 20
+    assert polled.result().json()["status"] == "queued"
+    assert "event: queued" in streamed.result().text
+
+
 @pytest.mark.parametrize("wait", ["-1", "61", "nan", "soon"])
 async def test_a_wait_out_of_range_is_refused(api: Api, wait: str) -> None:
     job = await api.create()
