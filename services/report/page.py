@@ -68,8 +68,10 @@ def render_report(
         trials: every trial, in any order.
         events: every event, oldest first.
     """
-    ranked = sorted(trials, key=lambda trial: (-trial.score, -trial.n_examples, trial.trial))
     winner = wording.winner_text(result) if result else (job.best.instruction if job.best else None)
+    ranked = sorted(
+        trials, key=lambda t: (-t.score, -t.n_examples, t.instruction != winner, t.trial)
+    )
     script = (HERE / "page.js").read_text(encoding="utf-8")
     return _template().render(
         job=job,
@@ -128,9 +130,13 @@ def _pictures(
         drawn["scores"] = plots.distribution(
             ranked,
             next((trial.score for trial in ranked if trial.instruction == winner), None),
-            next((trial.score for trial in ranked if trial.source == "baseline"), None),
+            next((trial.score for trial in ranked if _is_measured_baseline(trial)), None),
         )
     return {name: Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - plots escape
+
+
+def _is_measured_baseline(trial: TrialView) -> bool:
+    return trial.source == "baseline" and trial.n_examples >= plots.LEAST_EXAMPLES
 
 
 def leader_points(events: Sequence[Event]) -> list[LeaderPoint]:

@@ -31,6 +31,8 @@ PLACEHOLDERS = {
 INK, MUTED, LINE, WINNER, REFERENCE, PAGE = PLACEHOLDERS
 WIDTH_INCHES = 6.6
 MOST_ROWS = 40
+LEAST_EXAMPLES = 10
+"""A baseline that was tried on fewer is no line to compare with."""
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "instructzero",
@@ -125,13 +127,14 @@ def best_so_far(points: Sequence[LeaderPoint], references: References) -> str:
 
 
 def _draw_references(axes: Any, references: References) -> None:
-    if references.baseline_validation is not None:
+    level = references.baseline_test or references.baseline_validation
+    if level is not None and level.n >= LEAST_EXAMPLES:
         axes.axhline(
-            references.baseline_validation.score,
+            level.score,
             color=REFERENCE,
             linestyle=(0, (5, 3)),
             linewidth=1.5,
-            label="baseline, validation examples",
+            label=None if references.baseline_test else "baseline, validation examples",
         )
     marks = [
         (references.winner_test, WINNER, "D", "winner, fresh examples", 0.0),
