@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
 from instructzero.contracts import JobSpec, JobStatus
-from instructzero.errors import IdempotencyMismatch, NotFound
+from instructzero.errors import FieldProblem, IdempotencyMismatch, NotFound
 from services.optimizer import store
 from services.optimizer.tables import (
     ArmRow,
@@ -100,8 +100,9 @@ async def find_idempotent(session: AsyncSession, key: str, body_hash: str) -> Jo
     if known is None:
         return None
     if known.body_hash != body_hash:
+        detail = "came before with another body; send a new key with a new job"
         raise IdempotencyMismatch(
-            "this Idempotency-Key came before with another body; send a new key with a new job"
+            f"Idempotency-Key {detail}", errors=[FieldProblem("/header/idempotency-key", detail)]
         )
     return await read_job(session, known.job_id)
 
