@@ -128,7 +128,7 @@ def generator(
     ] = EngineName.TRANSFORMERS,
     log_style: Log = LogStyle.TEXT,
 ) -> None:
-    """Serve the open model that writes instructions."""
+    """Serve the open model that writes instructions; with vllm, on Ray Serve."""
     from services.commands.console import Screen
     from services.commands.serving import Address, bind, serve_app
     from services.embedded import model_source
@@ -140,6 +140,11 @@ def generator(
         host=host, port=port, model=model_source(model), engine=engine.value
     )
     check_exposure(settings)
+    if engine is EngineName.VLLM:
+        from services.commands.serving_on_ray import serve_until_signal
+
+        serve_until_signal(settings, log_style.value, Screen())
+        return
     with bind(Address(host, port)) as listener:
         asyncio.run(serve_app(create_app(settings), listener, "Generator", Screen()))
 
