@@ -132,10 +132,10 @@ def field_problems(errors: list[dict[str, object]]) -> tuple[FieldProblem, ...]:
     return tuple(problems)
 
 
-async def _on_known(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, InstructZeroError)
+def refusal(request_id: str, error: InstructZeroError) -> JSONResponse:
+    """Return the problem document of an error of ours."""
     response = problem(
-        request_id_of(request),
+        request_id,
         status=error.status,
         code=error.reason,
         detail=error.detail,
@@ -144,6 +144,11 @@ async def _on_known(request: Request, error: Exception) -> JSONResponse:
     if error.retry_after_seconds is not None:
         response.headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
     return response
+
+
+async def _on_known(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, InstructZeroError)
+    return refusal(request_id_of(request), error)
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:

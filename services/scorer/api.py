@@ -1,24 +1,16 @@
-"""The scorer's routes: scores as NDJSON, the registered targets."""
+"""The scorer's small routes: the registered targets and whether they answer."""
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from instructzero.contracts import ScoreCondition, ScoreRequest, TargetView
-from instructzero.errors import Unauthorized
+from instructzero.contracts import TargetView
+from services.scorer.auth import authorise
 from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
-
-NDJSON = "application/x-ndjson"
-QUIET_SECONDS = 10.0
-"""After this long without a line the last condition is repeated, so that no proxy hangs up."""
 
 router = APIRouter(prefix="/v1", tags=["scorer"])
 
@@ -33,12 +25,7 @@ class TargetStatus(BaseModel):
 
 async def _authorise(request: Request) -> None:
     settings: Settings = request.app.state.settings
-    wanted = settings.token.get_secret_value().encode() if settings.token else b""
-    if not wanted:
-        return
-    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode(), wanted):
-        raise Unauthorized("send the scorer's token: Authorization: Bearer ...")
+    authorise(settings, request.headers.get("authorization", ""))
 
 
 def _pool(request: Request) -> ScorerPool:
@@ -48,13 +35,6 @@ def _pool(request: Request) -> ScorerPool:
 
 Authorised = Depends(_authorise)
 Pool = Annotated[ScorerPool, Depends(_pool)]
-
-
-@router.post("/scores", dependencies=[Authorised], response_class=StreamingResponse)
-async def create_scores(body: ScoreRequest, pool: Pool) -> StreamingResponse:
-    """Score one instruction on examples: one line an example, as its answer arrives."""
-    pool.check(body)
-    return StreamingResponse(_stream(pool, body), media_type=NDJSON)
 
 
 @router.get("/targets", dependencies=[Authorised])
@@ -70,22 +50,3 @@ async def show_target_status(name: str, pool: Pool) -> TargetStatus:
     if failure is None:
         return TargetStatus(is_up=True)
     return TargetStatus(is_up=False, code=failure.code, message=failure.message)
-
-
-async def _stream(pool: ScorerPool, body: ScoreRequest) -> AsyncIterator[bytes]:
-    stream = pool.begin(body)  # here, so that a reader who is already gone begins nothing
-    condition = ScoreCondition(condition=None)
-    try:
-        while True:
-            try:
-                async with asyncio.timeout(QUIET_SECONDS):
-                    line = await stream.next()
-            except TimeoutError:
-                line = condition
-            if line is None:
-                return
-            if isinstance(line, ScoreCondition):
-                condition = line
-            yield line.model_dump_json().encode() + b"\n"
-    finally:
-        stream.cancel()

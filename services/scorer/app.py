@@ -15,6 +15,7 @@ from services.scorer.redis_cache import RedisCache
 from services.scorer.redis_gate import RedisGate, open_redis
 from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
+from services.scorer.stream import ScoresEndpoint
 from services.scorer.targets import Targets, load_targets
 
 
@@ -39,6 +40,7 @@ def create_app(settings: Settings, pool: ScorerPool | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.pool = own
     app.include_router(router)
+    app.add_middleware(ScoresEndpoint, pool=own, settings=settings)
 
     async def ready() -> Mapping[str, str]:
         return await own.ready()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from instructzero.contracts import (
     MetricName,
@@ -34,6 +35,7 @@ from services.scorer.targets import Target, Targets
 from services.scorer.webhook import ScoringWebhook
 
 Line = ScoreLine | ScoreCondition
+Put = Callable[[Line], None]
 
 
 class ScoreStream:
@@ -42,24 +44,54 @@ class ScoreStream:
     It is cancelled without an await: where the reader has gone, none would be let through.
     """
 
-    def __init__(self, work: asyncio.Task[None], lines: asyncio.Queue[Line | None]) -> None:
-        self._work = work
-        self._lines = lines
+    def __init__(self) -> None:
+        self._lines: list[Line] = []
+        self._work: asyncio.Task[None] | None = None
+        self._coming: asyncio.Future[None] | None = None
+
+    def run(self, work: Coroutine[Any, Any, None], end: Callable[[], None]) -> None:
+        """Do the work that puts the lines; `end` is called when it is over, however it ended."""
+
+        def over(_: asyncio.Task[None]) -> None:
+            end()
+            self._wake()
+
+        self._work = asyncio.create_task(work)
+        self._work.add_done_callback(over)
+
+    def put(self, line: Line) -> None:
+        """Add a line."""
+        self._lines.append(line)
+        self._wake()
 
     async def next(self) -> Line | None:
-        """Return the next line, None after the last."""
-        line = await self._lines.get()
-        if line is None:
-            await self._work
-        return line
+        """Return the next line, None after the last or when the stream was cancelled."""
+        assert self._work is not None  # noqa: S101 - a stream is run before it is read
+        while not self._lines:
+            if self._work.done():
+                if not self._work.cancelled():
+                    self._work.result()
+                return None
+            self._coming = asyncio.get_running_loop().create_future()
+            try:
+                await self._coming
+            finally:
+                self._coming = None
+        return self._lines.pop(0)
 
     def cancel(self) -> None:
         """Stop scoring; what is in flight is cut off."""
-        self._work.cancel()
+        if self._work is not None:
+            self._work.cancel()
 
     async def ended(self) -> None:
         """Wait until nothing is in flight."""
-        await asyncio.wait({self._work})
+        if self._work is not None:
+            await asyncio.wait({self._work})
+
+    def _wake(self) -> None:
+        if self._coming is not None and not self._coming.done():
+            self._coming.set_result(None)
 
 
 class ScorerPool:
@@ -110,25 +142,24 @@ class ScorerPool:
     def begin(self, request: ScoreRequest) -> ScoreStream:
         """Start to score; raises what `score` raises."""
         self.check(request)
-        lines: asyncio.Queue[Line | None] = asyncio.Queue()
+        stream = ScoreStream()
         order = Order(
             job=request.job_id,
             weight=request.weight,
             pool=CallPool(request.calls),
             waits=Waits(
-                lambda condition: lines.put_nowait(ScoreCondition(condition=condition)),
+                lambda condition: stream.put(ScoreCondition(condition=condition)),
                 self._settings.condition_after_seconds,
             ),
         )
-        self._n_waiting += len(request.examples)
-        work = asyncio.create_task(self._score_all(request, order, lines))
+        n_examples = len(request.examples)
 
-        def end(_: asyncio.Task[None]) -> None:
-            self._n_waiting -= len(request.examples)
-            lines.put_nowait(None)
+        def end() -> None:
+            self._n_waiting -= n_examples
 
-        work.add_done_callback(end)
-        return ScoreStream(work, lines)
+        self._n_waiting += n_examples
+        stream.run(self._score_all(request, order, stream.put), end)
+        return stream
 
     def check(self, request: ScoreRequest) -> None:
         """Refuse what cannot be scored, before anything is spent; raises what `score` raises."""
@@ -193,19 +224,16 @@ class ScorerPool:
             self._webhooks[name] = ScoringWebhook(self._targets.webhook(name), self._settings)
         return self._webhooks[name]
 
-    async def _score_all(
-        self, request: ScoreRequest, order: Order, lines: asyncio.Queue[Line | None]
-    ) -> None:
+    async def _score_all(self, request: ScoreRequest, order: Order, put: Put) -> None:
+        if len(request.examples) == 1:  # no second task for it
+            await self._score_one(request, request.examples[0], order, put)
+            return
         async with asyncio.TaskGroup() as group:
             for example in request.examples:
-                group.create_task(self._score_one(request, example, order, lines))
+                group.create_task(self._score_one(request, example, order, put))
 
     async def _score_one(
-        self,
-        request: ScoreRequest,
-        example: ScoreExample,
-        order: Order,
-        lines: asyncio.Queue[Line | None],
+        self, request: ScoreRequest, example: ScoreExample, order: Order, put: Put
     ) -> None:
         bill, judging = self._bill(request.target), None
         if request.metric.name is MetricName.JUDGE:
@@ -226,7 +254,7 @@ class ScorerPool:
                     order.stop = score  # no answer is bought that nobody can score
                 break
             outcome.scores.append(score)
-        lines.put_nowait(outcome.line(example.id))
+        put(outcome.line(example.id))
 
     async def _answer(
         self,
