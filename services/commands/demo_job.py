@@ -14,7 +14,7 @@ from services.demo.corpus import PHRASES, TASKS, Pair, demo_task
 from services.embedded import DEMO, Options
 
 FOLDER = Path("runs")
-CALLS = 1_200
+CALLS = 600
 WEAK_GRADE = 2
 """A baseline that means roughly the right thing: about three in five inputs are answered well."""
 VERB = "Give"

@@ -73,10 +73,10 @@ def verdict(found: Comparison) -> str:
 
 
 def count(number: int | None, unit: str = "") -> str:
-    """Return a whole number with thin groups of three, and its unit in the right number."""
+    """Return a whole number in groups of three, and its unit in the right number."""
     if number is None:
         return NOTHING
-    plain = f"{number:,}".replace(",", "\u202f")
+    plain = f"{number:,}"
     return f"{plain} {unit if number == 1 else unit + 's'}" if unit else plain
 
 
