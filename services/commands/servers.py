@@ -141,9 +141,9 @@ def generator(
     )
     check_exposure(settings)
     if engine is EngineName.VLLM:
-        from services.commands.serving_on_ray import serve_until_signal
+        from services.commands.ray_serving import serve_on_ray
 
-        serve_until_signal(settings, log_style.value, Screen())
+        serve_on_ray(settings, log_style.value, Screen())
         return
     with bind(Address(host, port)) as listener:
         asyncio.run(serve_app(create_app(settings), listener, "Generator", Screen()))
