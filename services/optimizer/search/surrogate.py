@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
-from scipy.optimize import minimize
 
 from services.optimizer.search.kernel import (
     ArmPoints,
@@ -194,6 +193,8 @@ def fit_scales(arms: ArmPoints, evidence: Evidence, start: Scales) -> Scales:
         return float(value), gradient + deviation / _PRIOR_SD
 
     bounds = list(zip(_PRIOR_MEAN - 4 * _PRIOR_SD, _PRIOR_MEAN + 4 * _PRIOR_SD, strict=True))
+    from scipy.optimize import minimize  # half a second to import; only fits need it
+
     found = minimize(
         objective,
         np.log(np.array(start)),
