@@ -60,7 +60,7 @@ def _facts(found: Mapping[str, Any]) -> str:
         "weights file": f"{model['bytes'] / 1e6:.1f} MB",
         "standard deviation of the embedding table": f"{model['embedding_std']:.3f}",
         "training": f"{training['steps']:,} steps from seed {training['seed']}, "
-        f"{training['minutes']:.0f} minutes on two cores that had other work too",
+        f"{training['minutes']:.0f} minutes",
     }
     return _table(("fact", "value"), rows.items())
 
