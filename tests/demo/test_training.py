@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,6 +17,15 @@ from services.demo.wording import IDLE, is_held_out_wording
 from services.demo.writer import Writer
 
 TINY = Shape(0, hidden=16, layers=2, heads=2, inner=32)
+
+
+@pytest.fixture(autouse=True)
+def _one_core() -> Iterator[None]:
+    """Two threads on a busy machine wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
