@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -63,7 +64,7 @@ class Replicas(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min: int = Field(1, ge=0)
+    min: int = Field(1, ge=1)
     max: int = Field(1, ge=1)
     target_requests: float = Field(
         8, gt=0, description="requests in hand for each copy that the number aims at"
@@ -191,6 +192,9 @@ class ModelRouter:
         deadline = request.deadline_seconds or self._deadlines[name]
         try:
             async with asyncio.timeout(deadline):
+                # A request for a model of which no copy runs would wait without a word.
+                if (state := await self._state(self._models[name])) != "ok":
+                    raise GeneratorUnavailable(state, retry_after_seconds=RETRY_SECONDS)
                 answer = await _call(self._models[name].generate, request)
         except TimeoutError as error:
             raise GeneratorUnavailable(
@@ -258,7 +262,9 @@ def serve_here(settings: GeneratorSettings, *, log_style: LogStyle = "json") -> 
     Raises:
         InvalidRequest: the model cannot be served; says what to do.
     """
+    _check_port(settings)
     send_no_usage_reports()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",
         include_dashboard=False,
@@ -282,6 +288,21 @@ def serve_here(settings: GeneratorSettings, *, log_style: LogStyle = "json") -> 
         stop()
         raise
     return stop
+
+
+def _check_port(settings: GeneratorSettings) -> None:
+    """Say now, not in a minute, that another process listens there."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise InvalidRequest(
+                f"cannot listen on {settings.host} port {settings.port} ({error.strerror}); give "
+                "another --port",
+                reason="port_unavailable",
+            ) from error
 
 
 def _args_of(settings: GeneratorSettings, log_style: LogStyle) -> ServeArgs:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BATCH_SIZE = 256
 GIB = 2**30
+CPU_CONTEXT_TOKENS = 8_192
+SHUTDOWN_SECONDS = 5.0
 RETRY_SECONDS = 5.0
 """When a caller may look again for an engine that is being started anew."""
 
@@ -120,7 +122,9 @@ class VllmEngine:
     async def aclose(self) -> None:
         """End the engine's process."""
         self._is_closed = True
-        await asyncio.to_thread(self._engine.shutdown, 10.0)
+        if self._engine.output_handler is not None:
+            self._engine.output_handler.cancel()  # it would report the end as a failure
+        await asyncio.to_thread(self._engine.shutdown, SHUTDOWN_SECONDS)
 
     async def check(self) -> None:
         """Check that the engine reads a token's row as it reads the token, and no overflow.
@@ -243,19 +247,19 @@ def open_engine(folder: ModelFolder, settings: GeneratorSettings) -> VllmEngine:
     table = load_table(folder, config, dtype, len(tokenizer))
     ends = stop_ids(tokenizer, read_generation_config(folder.path), config)
     model = LoadedModel(tokenizer, table, ends, dtype)
+    arguments = engine_args(folder.path, settings, config, dtype)
     try:
-        engine = AsyncLLM.from_engine_args(
-            engine_args(folder.path, settings, dtype, is_cpu=is_cpu), stat_loggers=_stat_loggers()
-        )
+        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=_stat_loggers())
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         raise _start_problem(error) from error
     return VllmEngine(engine, model)
 
 
 def engine_args(
-    path: Path, settings: GeneratorSettings, dtype: torch.dtype, *, is_cpu: bool
+    path: Path, settings: GeneratorSettings, config: PretrainedConfig, dtype: torch.dtype
 ) -> AsyncEngineArgs:
     """Return vLLM's options."""
+    is_cpu = current_platform.is_cpu()
     return AsyncEngineArgs(
         model=str(path),
         enable_prompt_embeds=True,
@@ -265,12 +269,15 @@ def engine_args(
         generation_config="vllm",
         load_format="safetensors",
         enable_prefix_caching=True,
-        max_model_len=settings.context_tokens or -1,
+        max_model_len=_context_tokens(settings, config, is_cpu=is_cpu),
         max_num_seqs=settings.max_batch_size or BATCH_SIZE,
         tensor_parallel_size=settings.tensor_parallel,
         gpu_memory_utilization=settings.gpu_memory_share,
         kv_cache_memory_bytes=int(settings.cpu_cache_gib * GIB) if is_cpu else None,
         enforce_eager=is_cpu,
+        # vLLM 0.32 ends its process on a CPU when a prompt of a seeded request is read in parts:
+        # it turns the request's generator back, which PyTorch's CPU generators cannot do.
+        enable_chunked_prefill=False if is_cpu else None,
         limit_mm_per_prompt={},
         enable_log_requests=False,
         seed=0,
@@ -293,6 +300,15 @@ def read_generation_config(folder: Path) -> object:
             "the model's generation_config.json cannot be read; correct it, or remove it",
             reason="invalid_model",
         ) from error
+
+
+def _context_tokens(settings: GeneratorSettings, config: PretrainedConfig, *, is_cpu: bool) -> int:
+    if settings.context_tokens is not None:
+        return settings.context_tokens
+    if not is_cpu:
+        return -1  # as much as the model reads and the memory holds
+    own = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min(own or CPU_CONTEXT_TOKENS, CPU_CONTEXT_TOKENS)
 
 
 def _stat_loggers() -> list[Any] | None:
@@ -323,9 +339,10 @@ def _start_problem(error: Exception) -> InvalidRequest:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return InvalidRequest(
         f"vLLM does not start with this model ({lines[0][:200]}): where memory is short, lower "
-        "IZ_GENERATOR_CONTEXT_TOKENS or IZ_GENERATOR_MAX_BATCH_SIZE, use more GPUs "
-        "(IZ_GENERATOR_TENSOR_PARALLEL) or a smaller model; an architecture that vLLM does not "
-        "know runs with --engine transformers; the log above has the cause",
+        "IZ_GENERATOR_CONTEXT_TOKENS or IZ_GENERATOR_MAX_BATCH_SIZE, raise "
+        "IZ_GENERATOR_CPU_CACHE_GIB, use more GPUs (IZ_GENERATOR_TENSOR_PARALLEL) or a smaller "
+        "model; an architecture that vLLM does not know runs with --engine transformers; the log "
+        "has the cause",
         reason="engine_not_started",
     )
 
