@@ -132,5 +132,5 @@ def test_money_is_shown_with_the_digits_that_matter(amount, shown):
 
 def test_progress_names_calls_money_and_time_left():
     job = make_job(progress={"trials": 1, "calls": 1180, "eta_seconds": 130})
-    line = progress_line(job).replace("\u202f", "")
-    assert line == "1180 of 1200 calls, 1 instruction, $0.0086, about 2 min 10 s left"
+    line = progress_line(job)
+    assert line == "1,180 of 1,200 calls, 1 instruction, $0.0086, about 2 min 10 s left"
