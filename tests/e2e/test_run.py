@@ -63,8 +63,9 @@ def test_a_budget_of_calls_bounds_the_requests_that_the_target_sees(
         code, process = run(target, job, "jobs.db")
         assert code == 0, process.errors()
         result = result_of(process)
-        assert len(target.requests()) <= calls
-        assert len(target.requests()) == result["usage"]["calls"]
+        # A request that was given up before the target read it is charged all the same.
+        assert len(target.requests()) <= result["usage"]["calls"] <= calls
+        assert faults or len(target.requests()) == result["usage"]["calls"]
         assert len(target.requests()) >= 0.75 * calls - 1
 
 
