@@ -114,6 +114,7 @@ async def test_every_registered_key_opens(locked: Api) -> None:
         f"Bearer {KEY.key} {OTHER.key}",
         "Bearer \xff\xfe",
     ],
+    ids=range(10),  # the keys differ from process to process
 )
 async def test_a_wrong_key_does_not_open(locked: Api, header: str) -> None:
     response = await locked.http.get("/jobs", headers={"authorization": header.encode("latin-1")})
