@@ -114,7 +114,7 @@ class Writer:
         if known is not None and response.fingerprint != known:
             raise FingerprintChanged(
                 "the generator's model, engine or projection changed since the job began; "
-                "start a new job, or bring the old generator back and resume this one"
+                "start a new job; what this one has found is in its result"
             )
         return response
 

@@ -182,8 +182,8 @@ class ScorerPool:
             raise Overloaded("too many examples are waiting in this scorer", retry_after_seconds=5)
 
     async def targets(self) -> tuple[TargetView, ...]:
-        """Return the registered targets that are not private."""
-        return tuple(target.view() for target in self._targets if not target.config.private)
+        """Return the registered targets."""
+        return tuple(target.view() for target in self._targets)
 
     async def probe(self, target: str) -> Failure | None:
         """Ask whether a target answers, without a paid call; None if it does.

@@ -115,10 +115,7 @@ class Sampling(_Config):
 
 
 class TargetConfig(_Config):
-    """One connection of the targets file.
-
-    `private` hides it from `GET /targets`; a job that knows its name can still use it.
-    """
+    """One connection of the targets file."""
 
     base_url: str
     model: str = Field(min_length=1, max_length=300)
@@ -130,7 +127,6 @@ class TargetConfig(_Config):
     timeout_seconds: float = Field(60.0, gt=0, le=3600)
     connect_timeout_seconds: float = Field(10.0, gt=0, le=300)
     proxy: str | None = None
-    private: bool = False
 
     @field_validator("base_url")
     @classmethod

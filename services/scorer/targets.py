@@ -100,7 +100,7 @@ class Targets:
             UnknownTarget: lists the names that are registered.
         """
         if name not in self._targets:
-            known = ", ".join(sorted(t.name for t in self if not t.config.private)) or "none"
+            known = ", ".join(sorted(target.name for target in self)) or "none"
             detail = f"no such target is registered; registered are: {known}"
             raise UnknownTarget(detail, errors=[FieldProblem(pointer, detail)])
         return self._targets[name]
