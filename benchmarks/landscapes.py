@@ -209,6 +209,7 @@ class Run:
         best: best true score of the landscape.
         n_points: points generated in all.
         seconds: time spent inside the strategy.
+        recommended: text of the last recommendation.
     """
 
     best: float
@@ -216,6 +217,7 @@ class Run:
     truth: list[float] = field(default_factory=list)
     n_points: int = 0
     seconds: float = 0.0
+    recommended: int = 0
 
     def at(self, calls: int) -> float:
         """True score of the recommendation after this many calls; 0 before the first reading."""
@@ -266,7 +268,8 @@ def play(
             recommended = strategy.recommend()
             if recommended is not None:
                 run.calls.append(spent)
-                run.truth.append(float(landscape.truth[texts[recommended.arm]]))
+                run.recommended = texts[recommended.arm]
+                run.truth.append(float(landscape.truth[run.recommended]))
         run.seconds += time.perf_counter() - begun
 
 
