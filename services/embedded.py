@@ -181,8 +181,8 @@ class Catalogue:
         self._targets = targets
 
     async def targets(self) -> tuple[TargetView, ...]:
-        """Return the connections that are not private."""
-        return tuple(target.view() for target in self._targets if not target.config.private)
+        """Return every registered connection."""
+        return tuple(target.view() for target in self._targets)
 
     async def score(self, request: ScoreRequest) -> AsyncIterator[ScoreLine | ScoreCondition]:
         """Refuse: no runner, no calls.
