@@ -72,9 +72,9 @@ def run_job(seed: int) -> Outcome:
         n=plan.n_examples,
         truth=float(landscape.truth[winner]),
         score=found.mean,
-        is_covered=found.low <= landscape.truth[winner] <= found.high,
+        is_covered=bool(found.low <= landscape.truth[winner] <= found.high),
         true_difference=true_difference,
-        is_difference_covered=difference.low <= true_difference <= difference.high,
+        is_difference_covered=bool(difference.low <= true_difference <= difference.high),
         verdict=verdict(difference, plan.n_examples, winner == baseline),
     )
 
