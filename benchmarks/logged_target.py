@@ -46,6 +46,7 @@ def logged_target(latency_seconds: float) -> Iterator[LoggedTarget]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_main, args=(theirs, latency_seconds), daemon=True)
     process.start()
+    theirs.close()  # so that a target that does not start is noticed
     try:
         yield LoggedTarget(f"http://127.0.0.1:{ours.recv()}/v1")
     finally:

@@ -32,6 +32,8 @@ OUTAGE = frozenset(
 )
 """Failures that say the target is down."""
 LEASE_MARGIN_SECONDS = 5.0
+JITTER_SECONDS = 0.25
+"""Permitted calls reach the target at an uneven pace; so much of the rate is kept back for that."""
 NO_BUDGET = ScoreError(
     code="budget_exhausted", message="no call is left for this example", retryable=True
 )
@@ -262,9 +264,10 @@ def pace_of(target: Target, tokens: float) -> Pace:
             f"{token_limit:.0f} a minute; shorten the examples or max_tokens, or raise the limit",
             reason="request_too_large",
         )
+    burst = limits.burst or max(1, int((per_minute or 0) / 10))
     return Pace(
         request_us=MINUTE_US / per_minute if per_minute else 0.0,
-        burst_requests=float(limits.burst or max(1, int((per_minute or 0) / 10))),
+        burst_requests=max(1.0, burst - JITTER_SECONDS * (per_minute or 0.0) / 60),
         token_us=MINUTE_US / token_limit if token_limit else 0.0,
         burst_tokens=max(tokens, token_limit / 10) if token_limit else 1e15,
         in_flight=limits.in_flight,
