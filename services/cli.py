@@ -63,6 +63,8 @@ for name, command, panel in (
     ("cancel", jobs.cancel, JOBS),
     ("export", jobs.export, JOBS),
     ("report", jobs.report, JOBS),
+    ("bench", jobs.bench, JOBS),
+    ("paper-tasks", jobs.paper_tasks, JOBS),
     ("serve", servers.serve, SERVERS),
     ("demo-target", servers.demo_target, SERVERS),
     ("generator", servers.generator, SERVERS),

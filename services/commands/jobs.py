@@ -204,6 +204,102 @@ def report(
     asyncio.run(make_report(_place(url, database), job_id, output, Screen()))
 
 
+def bench(
+    job: opt.JobFile,
+    strategies: Annotated[
+        str, typer.Option(envvar="IZ_STRATEGIES", metavar="A,B,...", help="What to compare.")
+    ] = "default,instructzero,random,ape",
+    seeds: Annotated[
+        int, typer.Option(envvar="IZ_SEEDS", min=1, max=100, help="Repetitions of each.")
+    ] = 1,
+    calls: Annotated[
+        int | None,
+        typer.Option(
+            envvar="IZ_CALLS", min=1, show_default="the job's", help="Budget of each job."
+        ),
+    ] = None,
+    targets: opt.Targets = None,
+    database: opt.Database = None,
+    model: opt.Model = DEMO,
+    generator_url: opt.GeneratorUrl = None,
+    scorer_url: opt.ScorerUrl = None,
+    report: opt.SeriesReport = None,
+    yes: opt.Yes = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Run one task under several strategies at one budget; the same command goes on later.
+
+    Exit code: 0 every job succeeded, 1 one did not, 2 the job or an option is wrong, 130
+    interrupted.
+    """
+    from services.commands.bench import BenchRequest, run_bench
+    from services.commands.console import Screen
+    from services.embedded import Options
+
+    options = Options(
+        database or DEFAULT_DATABASE,
+        targets=targets,
+        generator_url=generator_url,
+        scorer_url=scorer_url,
+        model=model,
+    )
+    request = BenchRequest(options, job, strategies, seeds, calls, report, as_json, yes)
+    raise typer.Exit(asyncio.run(run_bench(request, Screen())))
+
+
+def paper_tasks(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Holds induce/*.json and execute/*.json.")
+    ],
+    strategy: Annotated[str, typer.Option(envvar="IZ_STRATEGY")] = "default",
+    calls: Annotated[
+        int | None,
+        typer.Option(envvar="IZ_CALLS", min=1, show_default="500", help="Budget of each task."),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(envvar="IZ_TRIALS", min=1, help="Instructions to try, instead of --calls."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(envvar="IZ_TASKS", metavar="A,B,...", show_default="all of DIR"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(envvar="IZ_TARGET", metavar="NAME", show_default="the only one registered"),
+    ] = None,
+    seed: Annotated[int, typer.Option(envvar="IZ_SEED", min=0)] = 0,
+    targets: opt.Targets = None,
+    database: opt.Database = None,
+    model: opt.Model = DEMO,
+    generator_url: opt.GeneratorUrl = None,
+    scorer_url: opt.ScorerUrl = None,
+    report: opt.SeriesReport = None,
+    yes: opt.Yes = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Run the paper's tasks and print its table beside ours; the same command goes on later.
+
+    Exit code: 0 every task has a held-out score, 1 one has none, 2 an option is wrong, 130
+    interrupted.
+    """
+    from services.commands.console import Screen
+    from services.commands.paper_tasks import PaperRequest, run_paper_tasks
+    from services.embedded import Options
+
+    options = Options(
+        database or DEFAULT_DATABASE,
+        targets=targets,
+        generator_url=generator_url,
+        scorer_url=scorer_url,
+        model=model,
+    )
+    request = PaperRequest(
+        options, folder, strategy, calls, trials, tasks, target, seed, report, as_json, yes
+    )
+    raise typer.Exit(asyncio.run(run_paper_tasks(request, Screen())))
+
+
 def _place(url: str | None, database: str | None, targets: Path | None = None) -> Place:
     from services.commands.connection import Place
 

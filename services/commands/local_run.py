@@ -96,7 +96,7 @@ async def _run(request: RunRequest, spec: JobSpec | None, screen: Screen, stoppe
             screen.say("Stopped before the job began; nothing was spent.")
             return INTERRUPTED
         job = await _find_or_create(request, spec, local.client, screen)
-        job = await _work(local, job, screen, stopper)
+        job = await work(local, job, screen, stopper)
         return await _end(request, job, local.client, screen)
 
 
@@ -122,8 +122,8 @@ async def _find_or_create(
     return job
 
 
-async def _work(local: Local, job: Job, screen: Screen, stopper: Stopper) -> Job:
-    """Run the job and show it until it stands still."""
+async def work(local: Local, job: Job, screen: Screen, stopper: Stopper) -> Job:
+    """Run the job and show it until it stands still, or until somebody asks to stop."""
     if job.status.is_finished:
         return job
     async with asyncio.TaskGroup() as group:

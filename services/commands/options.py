@@ -63,4 +63,13 @@ ReportFile = Annotated[
         "--report", envvar="IZ_REPORT", metavar="FILE.html", show_default="runs/JOB_ID.html"
     ),
 ]
+SeriesReport = Annotated[
+    Path | None,
+    typer.Option(
+        "--report", envvar="IZ_REPORT", metavar="FILE.html", show_default="in the folder runs"
+    ),
+]
+Yes = Annotated[
+    bool, typer.Option("--yes", envvar="IZ_YES", help="Agree to a cost above one US dollar.")
+]
 Host = Annotated[str, typer.Option(envvar="IZ_HOST", help="Address to listen on.")]

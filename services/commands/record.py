@@ -48,11 +48,25 @@ async def write_report(record: Record, path: Path | None) -> Path:
         render_report, record.job, record.result, record.trials, record.events
     )
     try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-        where.write_text(page, encoding="utf-8")
+        return await save_page(page, where)
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"{error.detail}; "
+            f"`instructzero report {record.job.id} --output FILE.html` writes it elsewhere"
+        ) from error
+
+
+async def save_page(page: str, where: Path) -> Path:
+    """Write a page, its folder too, and return where it is.
+
+    Raises:
+        InvalidRequest: it cannot be written there.
+    """
+    try:
+        await asyncio.to_thread(where.parent.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(where.write_text, page, encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(
-            f"the report cannot be written to {where} ({error.strerror}); "
-            f"`instructzero report {record.job.id} --output FILE.html` writes it elsewhere"
+            f"the report cannot be written to {where} ({error.strerror})"
         ) from error
     return where

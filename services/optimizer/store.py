@@ -341,7 +341,8 @@ async def finish_step(
     if moved is None:
         return  # our own commit, unseen
     row.fruitless_claims = 0
-    await add_event(session, row, "step_done", {"step": step, "calls": row.calls, "best": best})
+    spent = {"calls": row.calls, "cached_calls": row.cached_calls}
+    await add_event(session, row, "step_done", {"step": step, **spent, "best": best})
     if best is not None:
         if row.best is None or row.best.get("instruction") != best["instruction"]:
             await add_event(session, row, "new_best", best)

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from instructzero.contracts import Best, Event, Job, Measured, Result, TrialView
-from services.report import plots, wording
+from services.report import plots, search_plots, wording
 from services.report.plots import LeaderPoint, References
 
 MOST_TRIALS = 1_000
@@ -72,18 +72,21 @@ def render_report(
     ranked = sorted(
         trials, key=lambda t: (-t.score, -t.n_examples, t.instruction != winner, t.trial)
     )
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    return _template().render(
+    script = page_script()
+    return open_template(
+        "page.html.jinja"
+    ).render(
         job=job,
         result=result,
         winner=winner,
         words=wording,
-        policy=_policy(script),
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
+        policy=content_policy(script),
+        style=Markup(page_style()),  # noqa: S704 - ours
         script=Markup(script),  # noqa: S704 - ours
         pictures=_pictures(job, result, ranked, events, winner),
         rows=_rows(ranked[:MOST_TRIALS], winner),
         n_hidden=max(0, len(ranked) - MOST_TRIALS),
+        n_ranked=len(ranked),
         tables=_changed(result),
         costs=_costs(job, result),
         settings=_settings(job, result),
@@ -92,8 +95,19 @@ def render_report(
     )
 
 
+def page_script() -> str:
+    """Return the script of every page."""
+    return (HERE / "page.js").read_text(encoding="utf-8")
+
+
+def page_style() -> str:
+    """Return the style of every page."""
+    return (HERE / "page.css").read_text(encoding="utf-8")
+
+
 @cache
-def _template() -> Template:
+def open_template(name: str) -> Template:
+    """Return a page's template; what is put into it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -101,10 +115,10 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)
 
 
-def _policy(script: str) -> str:
+def content_policy(script: str) -> str:
     """Return a content security policy that allows this page's own script and no request."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -132,6 +146,12 @@ def _pictures(
             next((trial.score for trial in ranked if trial.instruction == winner), None),
             next((trial.score for trial in ranked if _is_measured_baseline(trial)), None),
         )
+    found = {
+        "allocation": search_plots.allocation(ranked, winner),
+        "expectation": search_plots.expectation(search_plots.expected_points(ranked)),
+        "acquisition": search_plots.acquisition(ranked),
+    }
+    drawn |= {name: svg for name, svg in found.items() if svg is not None}
     return {name: Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - plots escape
 
 
@@ -149,7 +169,7 @@ def leader_points(events: Sequence[Event]) -> list[LeaderPoint]:
         best = Best.model_validate(event.data["best"])
         points.append(
             LeaderPoint(
-                calls=int(str(event.data["calls"])),
+                calls=_counted(event),
                 score=best.score,
                 low=best.interval[0],
                 high=best.interval[1],
@@ -160,15 +180,21 @@ def leader_points(events: Sequence[Event]) -> list[LeaderPoint]:
     return points
 
 
+def _counted(event: Event) -> int:
+    """Return the calls by then; an answer from the cache counts, as it does in the budget."""
+    return int(str(event.data["calls"])) + int(str(event.data.get("cached_calls", 0)))
+
+
 def _references(job: Job, result: Result | None) -> References:
+    usage = (result or job).usage
     if result is None:
-        return References(calls=job.usage.calls)
+        return References(calls=usage.calls + usage.cached_calls)
     baseline = result.baseline
     return References(
         baseline_validation=baseline.validation if baseline else None,
         winner_test=result.best.test if result.best else None,
         baseline_test=baseline.test if baseline else None,
-        calls=result.usage.calls,
+        calls=usage.calls + usage.cached_calls,
     )
 
 

@@ -1,57 +1,30 @@
-"""The report's pictures: inline SVG that follows the page's colours and holds no user text.
-
-Colours are drawn as placeholders and replaced by the page's CSS variables, so that one picture
-serves light, dark and print. Blue and orange are told apart by every kind of colour vision; marks
-differ in shape as well.
-"""
+"""The pictures of scores: the leader over the search, every instruction, how scores are spread."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from instructzero.contracts import Measured, TrialView
+from services.report.drawing import (
+    LINE,
+    MUTED,
+    PAGE,
+    REFERENCE,
+    STYLE,
+    WINNER,
+    as_svg,
+    legend_below,
+    new_figure,
+)
 
-PLACEHOLDERS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--muted)",
-    "#030303": "var(--line)",
-    "#040404": "var(--winner)",
-    "#050505": "var(--reference)",
-    "#060606": "var(--page)",
-}
-INK, MUTED, LINE, WINNER, REFERENCE, PAGE = PLACEHOLDERS
-WIDTH_INCHES = 6.6
 MOST_ROWS = 40
 LEAST_EXAMPLES = 10
 """A baseline that was tried on fewer is no line to compare with."""
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "instructzero",
-    "font.size": 10.5,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "text.color": INK,
-    "grid.color": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-}
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,7 @@ class References:
 def best_so_far(points: Sequence[LeaderPoint], references: References) -> str:
     """Return the leader's score with its interval against calls to the target."""
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(height=3.5)
+        figure, axes = new_figure(height=3.5)
         last = points[-1]
         if references.calls > last.calls:  # the last leader led until the end
             points = [*points, replace(last, calls=references.calls, is_new=False)]
@@ -117,8 +90,8 @@ def best_so_far(points: Sequence[LeaderPoint], references: References) -> str:
         axes.set_xlim(left=0)
         axes.margins(x=0.03)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        _legend_below(figure, axes, columns=2)
-        return _svg(
+        legend_below(figure, axes, columns=2)
+        return as_svg(
             figure,
             "leader",
             f"Line chart. The leader's validation score rises from {points[0].score:.2f} to "
@@ -161,7 +134,7 @@ def forest(trials: Sequence[TrialView], winner: str | None) -> str:
     """Return every instruction's score with its interval, best on top."""
     rows = list(reversed(trials[:MOST_ROWS]))
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(height=1.1 + 0.19 * max(len(rows), 4))
+        figure, axes = new_figure(height=1.1 + 0.19 * max(len(rows), 4))
         for height, trial in enumerate(rows):
             color, shape = _mark(trial, winner)
             is_complete = trial.status == "completed"
@@ -188,8 +161,8 @@ def forest(trials: Sequence[TrialView], winner: str | None) -> str:
             (MUTED, "o", "stopped early", PAGE),
         ):
             axes.plot([], [], shape, color=color, markerfacecolor=fill, label=label)
-        _legend_below(figure, axes, columns=4)
-        return _svg(
+        legend_below(figure, axes, columns=4)
+        return as_svg(
             figure,
             "forest",
             f"Forest plot of {len(rows)} instructions, sorted by score; "
@@ -210,7 +183,7 @@ def _row_name(trial: TrialView) -> str:
 def distribution(trials: Sequence[TrialView], winner: float | None, baseline: float | None) -> str:
     """Return how many instructions got which score."""
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(height=2.6)
+        figure, axes = new_figure(height=2.6)
         edges = [bin_ / 20 for bin_ in range(21)]
         groups = [
             [trial.score for trial in trials if trial.status == status]
@@ -236,44 +209,11 @@ def distribution(trials: Sequence[TrialView], winner: float | None, baseline: fl
         axes.set_ylabel("instructions")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.grid(axis="x", visible=False)
-        _legend_below(figure, axes, columns=4)
-        return _svg(
+        legend_below(figure, axes, columns=4)
+        return as_svg(
             figure,
             "scores",
             f"Histogram of the scores of {len(trials)} instructions, from "
             f"{min(trial.score for trial in trials):.2f} to "
             f"{max(trial.score for trial in trials):.2f}.",
         )
-
-
-def _figure(*, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
-    figure.patch.set_visible(False)
-    axes = figure.add_subplot()
-    axes.patch.set_visible(False)
-    return figure, axes
-
-
-def _legend_below(figure: Figure, axes: Any, *, columns: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.8)
-
-
-def _svg(figure: Figure, name: str, description: str) -> str:
-    """Return the figure as an element for the page: own ids, page colours, no foreign address."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    body = text[text.index("<g id=") : text.rindex("</svg>")]
-    view = re.search(r'viewBox="([^"]+)"', text)
-    body = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", body)
-    body = body.replace("xlink:href", "href")
-    body = re.sub(r"font-family: [^;\"]+", "font-family: inherit", body)
-    for placeholder, variable in PLACEHOLDERS.items():
-        body = body.replace(placeholder, variable)
-    return (
-        f'<svg role="img" aria-label="{html.escape(description)}" '
-        f'viewBox="{view.group(1) if view else "0 0 475 250"}">'
-        f"<title>{html.escape(description)}</title>{body}</svg>"
-    )
