@@ -10,20 +10,19 @@ import asyncio
 import logging
 import re
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
 
 import ray
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import SettingsConfigDict
 from ray import serve
 from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from instructzero.contracts import GenerateRequest, GenerateResponse, Name
+from instructzero.contracts import GenerateRequest, GenerateResponse
 from instructzero.errors import (
     FieldProblem,
     GeneratorUnavailable,
@@ -32,6 +31,7 @@ from instructzero.errors import (
     Overloaded,
 )
 from services.generator.api import build_app
+from services.generator.serve_config import LogStyle, ModelSettings, ServeArgs, ServedModel
 from services.generator.settings import (
     DEFAULT,
     GeneratorSettings,
@@ -44,76 +44,11 @@ from services.telemetry import configure_logging
 log = logging.getLogger(__name__)
 APPLICATION = "generator"
 STATE_SECONDS = 3.0
+WATCH_SECONDS = 2.0
+NONE_RUNS = "no copy of the model runs; one is being started"
 RETRY_SECONDS = 5.0
 QUEUE = 1_000
 """Requests that a front holds; each model refuses its own long before."""
-LogStyle = Literal["json", "text"]
-
-
-class ModelSettings(GeneratorSettings):
-    """The generator's settings for one model of a config file; unknown names are refused."""
-
-    model_config = SettingsConfigDict(extra="forbid")
-
-    engine: Literal["transformers", "vllm"] = "vllm"
-    device: Literal["auto", "cpu", "cuda"] = "cuda"
-
-
-class Replicas(BaseModel):
-    """How many copies of a model run; between the bounds their number follows the load."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min: int = Field(1, ge=1)
-    max: int = Field(1, ge=1)
-    target_requests: float = Field(
-        8, gt=0, description="requests in hand for each copy that the number aims at"
-    )
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Replicas:
-        if self.min > self.max:
-            raise ValueError("min is greater than max")
-        return self
-
-
-class ServedModel(BaseModel):
-    """One open model, the name it has in requests, and how it is deployed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Name
-    settings: ModelSettings
-    replicas: Replicas = Replicas()
-    cpus: float = Field(1, gt=0, description="of each copy, for placement")
-    gpus: int | None = Field(
-        None, ge=0, description="of each copy; its tensor_parallel on `cuda`, else none"
-    )
-
-    @property
-    def n_gpus(self) -> int:
-        """GPUs of one copy."""
-        if self.gpus is not None:
-            return self.gpus
-        return self.settings.tensor_parallel if self.settings.device == "cuda" else 0
-
-
-class ServeArgs(BaseModel):
-    """What stands under `args` in a Serve config."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    models: tuple[ServedModel, ...] = Field(min_length=1)
-    host: str = Field("0.0.0.0", description="what http_options.host says")  # noqa: S104
-    fronts: int = Field(1, ge=1, description="copies of the part that reads requests")
-    log_style: LogStyle = "json"
-
-    @model_validator(mode="after")
-    def _distinct(self) -> ServeArgs:
-        names = [model.name for model in self.models]
-        if len(set(names)) < len(names):
-            raise ValueError("two models have the same name")
-        return self
 
 
 class ModelReplica:
@@ -156,11 +91,31 @@ class ModelReplica:
 
 
 class ModelRouter:
-    """Sends each request to the model that it names."""
+    """Sends each request to the model that it names, where a copy of it runs."""
 
-    def __init__(self, models: Mapping[str, DeploymentHandle], deadlines: Mapping[str, float]):
+    def __init__(
+        self, models: Mapping[str, DeploymentHandle], deadlines: Mapping[str, float]
+    ) -> None:
         self._models = models
         self._deadlines = deadlines
+        self._n_running: dict[str, int] = {}
+
+    async def watch(self) -> None:
+        """Keep count of the copies that run: a request for none would wait without a word."""
+        application = serve.get_replica_context().app_name
+        while True:
+            try:
+                status = await asyncio.to_thread(serve.status)
+            except (RayError, RayServeException, TimeoutError) as error:
+                log.warning("Serve's controller does not answer: %s", type(error).__name__)
+            else:
+                found = status.applications.get(application)
+                self._n_running = {
+                    name: found.deployments[handle.deployment_name].replica_states.get("RUNNING", 0)
+                    for name, handle in self._models.items()
+                    if found is not None and handle.deployment_name in found.deployments
+                }
+            await asyncio.sleep(WATCH_SECONDS)
 
     def names(self) -> tuple[str, ...]:
         """Return what a request may call the models."""
@@ -169,10 +124,7 @@ class ModelRouter:
     async def states(self) -> Mapping[str, str]:
         """Return each model's state."""
         async with asyncio.TaskGroup() as group:
-            tasks = {
-                name: group.create_task(self._state(handle))
-                for name, handle in self._models.items()
-            }
+            tasks = {name: group.create_task(self._state(name)) for name in self._models}
         return {name: task.result() for name, task in tasks.items()}
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
@@ -192,9 +144,8 @@ class ModelRouter:
         deadline = request.deadline_seconds or self._deadlines[name]
         try:
             async with asyncio.timeout(deadline):
-                # A request for a model of which no copy runs would wait without a word.
-                if (state := await self._state(self._models[name])) != "ok":
-                    raise GeneratorUnavailable(state, retry_after_seconds=RETRY_SECONDS)
+                if self._n_running.get(name) == 0:
+                    raise GeneratorUnavailable(NONE_RUNS, retry_after_seconds=RETRY_SECONDS)
                 answer = await _call(self._models[name].generate, request)
         except TimeoutError as error:
             raise GeneratorUnavailable(
@@ -207,12 +158,14 @@ class ModelRouter:
         response: GenerateResponse = answer
         return response
 
-    async def _state(self, handle: DeploymentHandle) -> str:
+    async def _state(self, name: str) -> str:
+        if self._n_running.get(name) == 0:
+            return NONE_RUNS
         try:
             async with asyncio.timeout(STATE_SECONDS):
-                return str(await _call(handle.state))
+                return str(await _call(self._models[name].state))
         except TimeoutError:
-            return "no copy of the model answers; one is being started"
+            return "no copy of the model answers"
         except InstructZeroError as error:
             return error.detail
 
@@ -231,7 +184,13 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; the token comes from this process's own environment."""
-        return build_app(GeneratorSettings(), self._router)
+        return build_app(GeneratorSettings(), self._router, self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(self._router.watch())
+        yield
+        watching.cancel()
 
 
 def build(args: ServeArgs) -> serve.Application:
@@ -274,6 +233,9 @@ def serve_here(settings: GeneratorSettings, *, log_style: LogStyle = "json") -> 
     )
 
     def stop() -> None:
+        # In this order: while the application finishes what it accepted, the proxies must live.
+        if APPLICATION in serve.status().applications:
+            serve.delete(APPLICATION)
         serve.shutdown()
         ray.shutdown()
 

@@ -125,6 +125,7 @@ class VllmEngine:
         if self._engine.output_handler is not None:
             self._engine.output_handler.cancel()  # it would report the end as a failure
         await asyncio.to_thread(self._engine.shutdown, SHUTDOWN_SECONDS)
+        del self._engine
 
     async def check(self) -> None:
         """Check that the engine reads a token's row as it reads the token, and no overflow.

@@ -90,8 +90,8 @@ class Connection:
         outcome: Reply | Failure
         try:
             async with asyncio.timeout(self.target.config.timeout_seconds):
-                # its typed method would walk through the messages and parse the answer: a quarter of
-                # the call's processor time, for what is known and what we check ourselves
+                # its typed method would walk through the messages and parse the answer: a quarter
+                # of the call's processor time, for what is known and what we check ourselves
                 response = await self._post(
                     CHAT, body={"messages": messages, **self._body}, cast_to=httpx2.Response
                 )

@@ -18,7 +18,8 @@ from instructzero.contracts import ScoreCondition, ScoreRequest
 from instructzero.errors import InstructZeroError, InvalidRequest, UnsupportedMediaType
 from services import web
 from services.scorer.auth import authorise
-from services.scorer.scoring import ScorerPool, ScoreStream
+from services.scorer.lines import ScoreStream
+from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
 
 PATH: Final = "/v1/scores"
