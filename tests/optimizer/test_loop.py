@@ -153,13 +153,13 @@ async def test_a_budget_of_trials_counts_distinct_instructions(world: World) -> 
 
 
 async def test_a_budget_of_seconds_ends_a_slow_job(world: World) -> None:
-    world.scorer.latency_seconds = 0.05
+    world.scorer.latency_seconds = 0.2  # the whole search would take the better part of a minute
     row = await world.run(make_spec(budget={"seconds": 2.0}))
     assert row.status == "succeeded"
     assert row.stop_reason == "budget_seconds"
     assert row.finished_at is not None
     assert row.started_at is not None
-    assert (row.finished_at - row.started_at).total_seconds() < 4.0
+    assert (row.finished_at - row.started_at).total_seconds() < 20.0
 
 
 async def test_the_same_spec_and_seed_give_the_same_trials(world: World) -> None:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import approx_fprime
 
 from services.optimizer.search import surrogate
 from services.optimizer.search.coupled import CoupledKernel, latent_kernel
@@ -173,11 +173,11 @@ def test_hyper_parameters_are_fitted_with_the_right_gradient(
 
     def check(objective, start, **_):
         _, gradient = objective(start)
-        seen["numeric"] = approx_fprime(start, lambda logs: objective(logs)[0], 1e-6)
+        seen["numeric"] = scipy.optimize.approx_fprime(start, lambda logs: objective(logs)[0], 1e-6)
         seen["exact"] = gradient
         return type("Found", (), {"x": start})
 
-    monkeypatch.setattr(surrogate, "minimize", check)
+    monkeypatch.setattr(scipy.optimize, "minimize", check)
     fit_scales(arms, weigh(scores), Scales())
     np.testing.assert_allclose(seen["exact"], seen["numeric"], rtol=1e-4, atol=1e-5)
 
