@@ -26,6 +26,7 @@ from services.generator.checkpoint import read_config, read_tokenizer, stop_ids
 from services.generator.decoding import read_ids
 from services.generator.embedding_table import EmbeddingTable, load_table
 from services.generator.engine import BROKEN, Decoding, EngineFacts, Prompt, Written
+from services.generator.prompt_checks import check_shape
 from services.generator.settings import GeneratorSettings, send_no_usage_reports
 from services.generator.soft_prompt import table_spread
 
@@ -199,36 +200,6 @@ class VllmEngine:
         return last
 
 
-def check_shape(prompt: Prompt, decoding: Decoding, facts: EngineFacts) -> None:
-    """Refuse rows that would end the engine or make it write at random.
-
-    Raises:
-        InvalidRequest: rank, width, type or length is wrong.
-    """
-    for name, rows in (("head", prompt.head), ("soft", prompt.soft), ("tail", prompt.tail)):
-        if rows.ndim != 2 or rows.shape[1] != facts.hidden_size:
-            raise _bad_rows(
-                f"the {name} of a prompt has the shape {tuple(rows.shape)}, not rows of "
-                f"{facts.hidden_size} numbers"
-            )
-        wanted = "float32" if name == "soft" else facts.dtype
-        if str(rows.dtype) != f"torch.{wanted}":
-            raise _bad_rows(f"the {name} of a prompt is {rows.dtype}, not torch.{wanted}")
-    if len(prompt) == 0:
-        raise _bad_rows("a prompt has no rows")
-    if decoding.max_tokens < 1:
-        raise _bad_rows("at least one token must be asked for")
-    if (
-        facts.context_tokens is not None
-        and len(prompt) + decoding.max_tokens > facts.context_tokens
-    ):
-        raise _bad_rows(
-            f"a prompt has {len(prompt)} rows and {decoding.max_tokens} tokens more may be "
-            f"written, but the engine holds {facts.context_tokens}",
-            reason="prompt_too_long",
-        )
-
-
 def open_engine(folder: ModelFolder, settings: GeneratorSettings) -> VllmEngine:
     """Start vLLM on a model; takes about a minute.
 
@@ -330,10 +301,6 @@ def _choose_dtype(wanted: str, config: PretrainedConfig, *, is_cpu: bool) -> tor
         return torch.float32  # narrower types round so much that a text depends on its batch
     own = config.get_text_config(decoder=True).dtype
     return own if isinstance(own, torch.dtype) else torch.bfloat16
-
-
-def _bad_rows(detail: str, *, reason: str = "invalid_rows") -> InvalidRequest:
-    return InvalidRequest(detail, reason=reason)
 
 
 def _start_problem(error: Exception) -> InvalidRequest:
