@@ -231,7 +231,12 @@ NUMBERS = frozenset({"seed", "held-out score", "calls", "paid", "cost", "time"})
 def _table(name: str, rows: Sequence[BenchRow]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=harmless(name))
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if column in NUMBERS else "left",
+            overflow="fold",
+            min_width=12 if column in {"strategy", "90 % interval"} else None,
+        )
     for row in rows:
         table.add_row(*(Text(harmless(cell)) for cell in cells(row)))
     return table
@@ -290,6 +295,7 @@ async def _write_page(
         lead=f"One task, one budget, {wording.count(len(rows), 'job')}.",
         columns=COLUMNS,
         numbers=NUMBERS,
+        texts=frozenset({"winner"}),
         rows=[cells(row) for row in rows],
         picture=picture,
         caption="Left: the leader's score on validation examples, which the search itself sees and "

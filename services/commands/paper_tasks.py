@@ -245,10 +245,12 @@ def _document(rows: Sequence[PaperRow], found: Finished) -> dict[str, Any]:
 
 
 COLUMNS = (
-    "task", "metric", "held-out score", "90 % interval", "n", "paper: InstructZero", "paper: APE",
-    "calls", "cost", "instruction",
+    "task", "metric", "held-out score", "90 % interval", "n", "InstructZero (paper)",
+    "APE (paper)", "calls", "cost", "instruction",
 )  # fmt: skip
-NUMBERS = frozenset({"held-out score", "n", "paper: InstructZero", "paper: APE", "calls", "cost"})
+ON_TERMINAL = frozenset(COLUMNS) - {"metric", "n", "cost"}
+WIDEST = 24
+NUMBERS = frozenset({"held-out score", "n", "InstructZero (paper)", "APE (paper)", "calls", "cost"})
 
 
 def _cells(row: PaperRow) -> tuple[str, ...]:
@@ -287,15 +289,26 @@ def _mean_cells(rows: Sequence[PaperRow]) -> tuple[str, ...] | None:
 
 
 def _table(strategy: str, rows: Sequence[PaperRow]) -> Table:
+    """Return what fits a terminal: the page has all columns."""
     table = Table(box=box.SIMPLE_HEAD, title=f"instruction induction, strategy {strategy}")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(harmless(cell)) for cell in _cells(row)))
     mean = _mean_cells(rows)
-    if mean is not None:
-        table.add_section()
-        table.add_row(*(Text(cell, style="bold") for cell in mean))
+    shown = [*map(_cells, rows), *([mean] if mean is not None else [])]
+    for place, column in enumerate(COLUMNS):
+        if column in ON_TERMINAL:
+            longest = max(len(cells[place]) for cells in shown)
+            table.add_column(
+                column,
+                justify="right" if column in NUMBERS else "left",
+                overflow="fold",
+                min_width=None if column == COLUMNS[-1] else min(longest, WIDEST),
+            )
+    for number, cells in enumerate(shown, start=1):
+        is_mean = number > len(rows)
+        if is_mean:
+            table.add_section()
+        pairs = zip(COLUMNS, cells, strict=True)
+        kept = [harmless(cell) for column, cell in pairs if column in ON_TERMINAL]
+        table.add_row(*(Text(cell, style="bold" if is_mean else "") for cell in kept))
     return table
 
 
@@ -319,6 +332,7 @@ async def _write_page(
         lead=f"{wording.count(len(rows), 'task')} of instruction induction, strategy {strategy}.",
         columns=COLUMNS,
         numbers=NUMBERS,
+        texts=frozenset({"instruction"}),
         rows=[*map(_cells, rows), *([mean] if mean is not None else [])],
         picture=comparison_plots.beside_the_paper(points),
         caption="Each winner on fresh examples, with its 90 % interval.",

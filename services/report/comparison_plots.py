@@ -71,11 +71,11 @@ def best_by_strategy(curves: Sequence[Curve]) -> str:
             _draw_held_out(right, place, same, look)
         left.set_xlabel("calls that the budget counts")
         left.set_ylabel("score (0 to 1)")
-        left.set_title("leader, validation examples", fontsize=10)
+        left.set_title("leader on validation examples", fontsize=10)
         left.set_xlim(left=0)
         left.set_ylim(-0.03, 1.03)
         left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        right.set_title("winner, fresh examples", fontsize=10)
+        right.set_title("winner on fresh ones", fontsize=10)
         right.set_xticks([])
         right.set_xlim(-0.6, len(names) - 0.4)
         legend_below(figure, left, columns=4)
@@ -85,7 +85,7 @@ def best_by_strategy(curves: Sequence[Curve]) -> str:
 def _draw_leaders(
     axes: Any, name: str, curves: Sequence[Curve], look: tuple[str, Any, str]
 ) -> None:
-    color, dashes, _ = look
+    color, dashes, mark = look
     for number, curve in enumerate(found for found in curves if found.points):
         last = curve.points[-1]
         axes.step(
@@ -94,6 +94,9 @@ def _draw_leaders(
             where="post",
             color=color,
             linestyle=dashes,
+            marker=mark,
+            markevery=[-1],
+            markersize=6,
             linewidth=2 if len(curves) == 1 else 1.3,
             alpha=1.0 if len(curves) == 1 else 0.7,
             label=name if number == 0 else None,

@@ -165,7 +165,7 @@ def expectation(points: Sequence[Expected]) -> str | None:
 def acquisition(trials: Sequence[TrialView]) -> str | None:
     """Return the acquisition value of the proposed points against the step they were tried in."""
     points = sorted((t.step, t.acquisition) for t in trials if t.acquisition is not None)
-    if len(points) < LEAST_POINTS:
+    if len(points) < LEAST_POINTS or points[0][0] == points[-1][0]:
         return None
     steps, values = [step for step, _ in points], [value for _, value in points]
     is_gain = min(values) > 0  # expected improvement; below zero it is a logarithm already

@@ -12,12 +12,18 @@ from services.report.page import content_policy, open_template, page_script, pag
 
 @dataclass(frozen=True)
 class TablePage:
-    """What such a page holds; every text is shown as text, `picture` is SVG of ours."""
+    """What such a page holds; every text is shown as text, `picture` is SVG of ours.
+
+    Attributes:
+        numbers: columns that stand to the right.
+        texts: columns whose cells may be long.
+    """
 
     title: str
     lead: str
     columns: Sequence[str]
     numbers: frozenset[str]
+    texts: frozenset[str]
     rows: Sequence[Sequence[str]]
     picture: str | None
     caption: str

@@ -85,6 +85,7 @@ def _trial(number: int, text: str, source: str, score: float, n_examples: int) -
         interval=(max(0.0, score - half), min(1.0, score + half)),
         n_examples=n_examples,
         status="completed" if n_examples == 30 else "partial",
+        **({} if number % 2 else {"acquisition": 0.3 / number, "gp_mean": 0.5, "gp_sd": 0.1}),
     )
 
 

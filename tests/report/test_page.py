@@ -186,7 +186,7 @@ def test_the_same_record_gives_the_same_bytes():
 
 def test_pictures_have_a_description_and_ids_of_their_own():
     text = full_page()
-    assert len(re.findall(r'<svg role="img" aria-label="[^"]{30,}"', text)) == 3
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{30,}"', text)) == 6
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
 
