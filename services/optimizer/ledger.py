@@ -1,19 +1,21 @@
 """The ledger of paid calls: reserve before, record after, never beyond the budget.
 
 Many calls are in flight at once, so writes are gathered: whoever gets the lock first commits
-everything that is waiting in one fenced transaction. An awaited method returns after the commit.
+everything that is waiting in one fenced transaction, in a thread. An awaited method returns after
+the commit.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Table, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from instructzero.contracts import JobSpec, JobStatus, ScoreLine
 from instructzero.errors import LeaseLost
@@ -50,12 +52,26 @@ class Signals:
         return JobStatus.QUEUED if self.is_draining() else None
 
 
-Apply = Callable[[AsyncSession, JobRow], Awaitable[Any]]
+@dataclass
+class Transaction:
+    """What the writes of one commit share: the job's row and what was read or stored for all."""
+
+    session: Session
+    row: JobRow
+    handovers: Mapping[int, HandoverRow]
+    new_evaluations: frozenset[tuple[str, int, int]]
+
+
+Apply = Callable[[Transaction], Any]
 
 
 @dataclass(eq=False)
 class _Write:
+    """One waiting write: what it stores, which handover it is about, and what it does then."""
+
     apply: Apply
+    handover: int | None = None
+    evaluation: Mapping[str, Any] | None = None
     done: asyncio.Future[Any] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -100,8 +116,8 @@ class Ledger:
         number = self._next
         self._next += 1
 
-        async def apply(session: AsyncSession, row: JobRow) -> Handover | None:
-            known = await session.get(HandoverRow, (self._claim.job_id, number))
+        def apply(tx: Transaction) -> Handover | None:
+            known, row = tx.handovers.get(number), tx.row
             if known is not None:  # our own commit, unseen
                 return Handover(number, known.reserved_calls // one.calls, known.reserved_calls)
             n = how_many_fit(self._spec, spent_by(row).plus(keep), one, wanted)
@@ -111,7 +127,7 @@ class Ledger:
             row.reserved_calls += cost.calls
             row.reserved_tokens += cost.tokens
             row.reserved_usd += cost.usd
-            session.add(
+            tx.session.add(
                 HandoverRow(
                     job_id=self._claim.job_id,
                     n=number,
@@ -125,65 +141,55 @@ class Ledger:
             )
             return Handover(number, n, cost.calls)
 
-        granted: Handover | None = await self._write(apply)
+        granted: Handover | None = await self._write(_Write(apply, handover=number))
         return granted
 
     async def record(
         self, handover: Handover, line: ScoreLine, *, step: int, split: str, arm: int, example: int
     ) -> None:
         """Store one answer (or a failure that is final) and what it cost."""
+        evaluation = {
+            "job_id": self._claim.job_id,
+            "split": split,
+            "arm": arm,
+            "example": example,
+            "step": step,
+            "score": line.score,
+            "answer": line.answer or "",
+            "error": line.error.code if line.error else None,
+            "is_refused": line.refused,
+            "is_cached": line.cached,
+            "calls": line.calls,
+            "failed_calls": line.failed_calls,
+            "prompt_tokens": line.usage.prompt_tokens,
+            "completion_tokens": line.usage.completion_tokens,
+            "usd": line.usd,
+            "latency_ms": line.latency_ms,
+        }
 
-        async def apply(session: AsyncSession, row: JobRow) -> None:
-            values = {
-                "job_id": self._claim.job_id,
-                "split": split,
-                "arm": arm,
-                "example": example,
-                "step": step,
-                "score": line.score,
-                "answer": line.answer or "",
-                "error": line.error.code if line.error else None,
-                "is_refused": line.refused,
-                "is_cached": line.cached,
-                "calls": line.calls,
-                "failed_calls": line.failed_calls,
-                "prompt_tokens": line.usage.prompt_tokens,
-                "completion_tokens": line.usage.completion_tokens,
-                "usd": line.usd,
-                "latency_ms": line.latency_ms,
-            }
-            is_postgres = session.get_bind().dialect.name == "postgresql"
-            insert = postgresql_insert if is_postgres else sqlite_insert
-            stored = await session.scalar(
-                insert(EvaluationRow)
-                .values(**values)
-                .on_conflict_do_nothing()
-                .returning(EvaluationRow.example)
-            )
-            if stored is None:  # our own commit, unseen
+        def apply(tx: Transaction) -> None:
+            if (split, arm, example) not in tx.new_evaluations:  # our own commit, unseen
                 return
-            row.n_evaluations += 1
-            row.fruitless_claims = 0
-            row.cached_calls += line.cached
-            row.refused_answers += line.refused
-            await self._charge(session, row, handover, line)
+            tx.row.n_evaluations += 1
+            tx.row.fruitless_claims = 0
+            tx.row.cached_calls += line.cached
+            tx.row.refused_answers += line.refused
+            self._charge(tx, handover, line)
 
-        await self._write(apply)
+        await self._write(_Write(apply, handover=handover.number, evaluation=evaluation))
 
     async def charge_failure(self, handover: Handover, line: ScoreLine) -> None:
         """Charge the calls of an example that will be handed over again."""
         if line.calls == 0:
             return
 
-        async def apply(session: AsyncSession, row: JobRow) -> None:
-            await self._charge(session, row, handover, line)
+        def apply(tx: Transaction) -> None:
+            self._charge(tx, handover, line)
 
-        await self._write(apply)
+        await self._write(_Write(apply, handover=handover.number))
 
-    async def _charge(
-        self, session: AsyncSession, row: JobRow, handover: Handover, line: ScoreLine
-    ) -> None:
-        held = await session.get(HandoverRow, (self._claim.job_id, handover.number))
+    def _charge(self, tx: Transaction, handover: Handover, line: ScoreLine) -> None:
+        held, row = tx.handovers.get(handover.number), tx.row
         if held is None or held.state != "sent":
             raise LeaseLost(f"job {self._claim.job_id}: handover {handover.number} was closed")
         held.used_calls += line.calls
@@ -197,37 +203,32 @@ class Ledger:
     async def close(self, handover: Handover, *, is_in_doubt: bool = False) -> None:
         """Give back what a handover did not use; in doubt: charge it instead."""
 
-        async def apply(session: AsyncSession, row: JobRow) -> None:
-            held = await session.get(HandoverRow, (self._claim.job_id, handover.number))
+        def apply(tx: Transaction) -> None:
+            held = tx.handovers.get(handover.number)
             if held is not None:
-                store.close_handover(row, held, is_in_doubt=is_in_doubt)
+                store.close_handover(tx.row, held, is_in_doubt=is_in_doubt)
 
-        await self._write(apply)
+        await self._write(_Write(apply, handover=handover.number))
 
     async def set_condition(self, name: str, *, is_on: bool) -> None:
         """Show or clear a condition of the job."""
 
-        async def apply(session: AsyncSession, row: JobRow) -> None:
-            kept = [known for known in row.conditions if known != name]
+        def apply(tx: Transaction) -> None:
+            kept = [known for known in tx.row.conditions if known != name]
             conditions = [*kept, name] if is_on else kept
-            if conditions != row.conditions:
-                row.conditions = conditions
+            if conditions != tx.row.conditions:
+                tx.row.conditions = conditions
                 kind = "condition_on" if is_on else "condition_off"
-                await store.add_event(session, row, kind, {"condition": name})
+                tx.session.add(store.new_event(tx.row, kind, {"condition": name}))
 
-        await self._write(apply)
+        await self._write(_Write(apply))
 
     async def refresh(self) -> JobRow:
         """Check the lease and return the job's row as committed; updates flags and spending."""
-
-        async def apply(session: AsyncSession, row: JobRow) -> JobRow:
-            return row
-
-        committed: JobRow = await self._write(apply)
+        committed: JobRow = await self._write(_Write(lambda tx: tx.row))
         return committed
 
-    async def _write(self, apply: Apply) -> Any:
-        write = _Write(apply)
+    async def _write(self, write: _Write) -> Any:
         self._waiting.append(write)
         flush = asyncio.create_task(self._flush(write))
         try:
@@ -241,8 +242,10 @@ class Ledger:
                 return
             batch, self._waiting = self._waiting, []
             try:
-                results = await store.transact(
-                    self._database.writes, lambda session: self._apply_all(session, batch)
+                results = await asyncio.to_thread(
+                    store.transact_in_thread,
+                    self._database.in_thread,
+                    lambda session: self._apply_all(session, batch),
                 )
             except BaseException as error:
                 for waiting in batch:
@@ -254,10 +257,47 @@ class Ledger:
                 if not waiting.done.done():
                     waiting.done.set_result(result)
 
-    async def _apply_all(self, session: AsyncSession, batch: list[_Write]) -> list[Any]:
-        row = await store.guard(session, self._claim)
-        results = [await write.apply(session, row) for write in batch]
+    def _apply_all(self, session: Session, batch: Sequence[_Write]) -> list[Any]:
+        row = store.guard_in_thread(session, self._claim)
+        numbers = {write.handover for write in batch if write.handover is not None}
+        evaluations = [write.evaluation for write in batch if write.evaluation is not None]
+        tx = Transaction(
+            session,
+            row,
+            self._handovers(session, numbers),
+            store_evaluations(session, evaluations),
+        )
+        results = [write.apply(tx) for write in batch]
         self._signals.cancel_requested = row.cancel_requested
         self._signals.pause_requested = row.pause_requested
         self.spent = spent_by(row)
         return results
+
+    def _handovers(self, session: Session, numbers: set[int]) -> dict[int, HandoverRow]:
+        if not numbers:
+            return {}
+        found = session.scalars(
+            select(HandoverRow).where(
+                HandoverRow.job_id == self._claim.job_id, HandoverRow.n.in_(sorted(numbers))
+            )
+        )
+        return {handover.n: handover for handover in found}
+
+
+def store_evaluations(
+    session: Session, evaluations: Sequence[Mapping[str, Any]]
+) -> frozenset[tuple[str, int, int]]:
+    """Insert those that are not there yet; return their (split, arm, example)."""
+    if not evaluations:
+        return frozenset()
+    table = EvaluationRow.__table__
+    assert isinstance(table, Table)  # noqa: S101 - a mapped class has one
+    is_postgres = session.get_bind().dialect.name == "postgresql"
+    insert = postgresql_insert if is_postgres else sqlite_insert
+    stored = session.execute(
+        insert(table)
+        .on_conflict_do_nothing()
+        .returning(table.c.split, table.c.arm, table.c.example),
+        [dict(evaluation) for evaluation in evaluations],
+    )
+    return frozenset((split, arm, example) for split, arm, example in stored)

@@ -14,14 +14,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select, update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from sqlalchemy.orm import Session, defer
+from tenacity import (
+    AsyncRetrying,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from instructzero.contracts import JobSpec, JobStatus, StatusReason
 from instructzero.errors import LeaseLost, StoreUnavailable
-from services.optimizer.database import SessionMaker
+from services.optimizer.database import BlockingSessionMaker, SessionMaker
 from services.optimizer.jobs import NEXT
 from services.optimizer.tables import (
     ALGO_VERSION,
@@ -97,6 +104,26 @@ async def transact(
     raise StoreUnavailable("the database does not answer")
 
 
+def transact_in_thread(
+    sessions: BlockingSessionMaker, work: Callable[[Session], T], *, patience_seconds: float = 30.0
+) -> T:
+    """Like `transact`, for a thread that has no event loop."""
+    try:
+        for attempt in Retrying(
+            retry=retry_if_exception(_is_transient),
+            wait=wait_random_exponential(0.05, max=2.0),
+            stop=stop_after_delay(patience_seconds),
+            reraise=True,
+        ):
+            with attempt, sessions.begin() as session:
+                return work(session)
+    except (OperationalError, InterfaceError, DBAPIError) as error:
+        if not _is_transient(error):
+            raise
+        raise StoreUnavailable(f"the database does not answer ({type(error).__name__})") from error
+    raise StoreUnavailable("the database does not answer")
+
+
 def checksum(decision: dict[str, Any]) -> str:
     """Return the SHA-256 of a decision's canonical JSON."""
     canonical = json.dumps(decision, sort_keys=True, separators=(",", ":"))
@@ -162,7 +189,21 @@ async def guard(session: AsyncSession, claim: Claim) -> JobRow:
     Raises:
         LeaseLost: another runner claimed the job, or it is not running any more.
     """
-    row = await session.scalar(
+    return _ours(await session.scalar(_owned(claim)), claim)
+
+
+def guard_in_thread(session: Session, claim: Claim) -> JobRow:
+    """Like `guard`; spec and result, which may be large, are not read.
+
+    Raises:
+        LeaseLost: another runner claimed the job, or it is not running any more.
+    """
+    light = _owned(claim).options(defer(JobRow.spec), defer(JobRow.result))
+    return _ours(session.scalar(light), claim)
+
+
+def _owned(claim: Claim) -> Select[Any]:
+    return (
         select(JobRow)
         .where(
             JobRow.id == claim.job_id,
@@ -171,6 +212,9 @@ async def guard(session: AsyncSession, claim: Claim) -> JobRow:
         )
         .with_for_update()
     )
+
+
+def _ours(row: JobRow | None, claim: Claim) -> JobRow:
     if row is None:
         raise LeaseLost(f"job {claim.job_id} has another owner")
     row.version += 1
@@ -179,8 +223,13 @@ async def guard(session: AsyncSession, claim: Claim) -> JobRow:
 
 async def add_event(session: AsyncSession, row: JobRow, kind: str, data: dict[str, Any]) -> None:
     """Append to the job's events; the caller holds the row."""
+    session.add(new_event(row, kind, data))
+
+
+def new_event(row: JobRow, kind: str, data: dict[str, Any]) -> EventRow:
+    """Return the job's next event; the caller holds the row."""
     row.n_events += 1
-    session.add(EventRow(job_id=row.id, seq=row.n_events, type=kind, data=data))
+    return EventRow(job_id=row.id, seq=row.n_events, type=kind, data=data)
 
 
 async def load_journal(session: AsyncSession, job_id: str) -> Journal:
