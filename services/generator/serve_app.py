@@ -306,9 +306,12 @@ def _deploy(model: ServedModel, log_style: LogStyle) -> serve.Application:
 
 async def _call(method: Any, *arguments: object) -> Any:
     """Call a deployment; failures become our own, and cancelling the task cancels the call."""
-    response = method.remote(*arguments)
     try:
-        return await response
+        response = method.remote(*arguments)
+        try:
+            return await response
+        finally:
+            response.cancel()  # does nothing to a call that has ended
     except BackPressureError as error:
         raise Overloaded(
             "as many requests are in hand as the model takes; try again later",
@@ -324,8 +327,6 @@ async def _call(method: Any, *arguments: object) -> Any:
             "the model's process ended while it wrote; another one is being started",
             retry_after_seconds=RETRY_SECONDS,
         ) from error
-    finally:
-        response.cancel()  # does nothing to a call that has ended
 
 
 def _why_not_served() -> str:
