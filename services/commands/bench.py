@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from instructzero.contracts import JobSpec, StrategyName, StrategySpec
 from instructzero.errors import InvalidRequest
-from services.commands.console import Screen, harmless
+from services.commands.bench_table import (
+    COLUMNS,
+    NUMBERS,
+    BenchRow,
+    bench_row,
+    cells,
+    counted_calls,
+    document,
+    mean_lines,
+    paid_line,
+    terminal_table,
+)
+from services.commands.console import Screen
 from services.commands.job_files import load_job
 from services.commands.record import REPORTS, save_page
 from services.commands.series import (
@@ -23,7 +31,6 @@ from services.commands.series import (
     Outcome,
     carry_out,
     labelled,
-    paid_calls,
     series_hash,
 )
 from services.commands.signals import INTERRUPTED
@@ -47,29 +54,6 @@ class BenchRequest:
     is_agreed: bool
 
 
-@dataclass(frozen=True)
-class BenchRow:
-    """How one strategy did with one seed.
-
-    `calls` is what its budget counts: an answer that another job has paid for counts too. `paid` is
-    what was really bought for it, failed requests included.
-    """
-
-    strategy: str
-    seed: int
-    job_id: str | None
-    status: str
-    winner: str | None
-    score: float | None
-    interval: tuple[float, float] | None
-    n: int | None
-    calls: int
-    paid: int
-    usd: float | None
-    seconds: float | None
-    problem: str | None
-
-
 async def run_bench(request: BenchRequest, screen: Screen) -> int:
     """Run every strategy with every seed, show them side by side, and return the exit code.
 
@@ -87,9 +71,9 @@ async def run_bench(request: BenchRequest, screen: Screen) -> int:
     found = await carry_out(request.options, entries, screen, is_agreed=request.is_agreed)
     rows = [bench_row(outcome) for outcome in found.outcomes]
     if request.as_json:
-        screen.write(json.dumps(_document(bench, rows, found), indent=2, ensure_ascii=False))
+        screen.write(json.dumps(document(bench, rows, found), indent=2, ensure_ascii=False))
     else:
-        screen.table(_table(spec.name, rows))
+        screen.table(terminal_table(spec.name, rows))
         _say_paid(rows, found, screen)
     await _write_page(request, spec, bench, rows, found, screen)
     if found.is_interrupted:
@@ -133,134 +117,6 @@ def bench_entries(spec: JobSpec, names: Sequence[str], seeds: int, bench: str) -
             one = labelled(spec.model_copy(update=changes), labels)
             entries.append(Entry(f"{name}, seed {seed}", labels, one))
     return entries
-
-
-def counted_calls(outcome: Outcome) -> int:
-    """Return the calls that a job's budget counts: paid ones, and answers from the cache."""
-    from services.optimizer.jobs import calls_per_evaluation
-
-    if outcome.record is None:
-        return 0
-    job = outcome.record.job
-    return job.usage.calls + job.usage.cached_calls * calls_per_evaluation(job.spec)
-
-
-def bench_row(outcome: Outcome) -> BenchRow:
-    """Return what the table says of one job."""
-    labels, record = outcome.entry.labels, outcome.record
-    job = record.job if record is not None else None
-    result = record.result if record is not None else None
-    best = result.best if result is not None else None
-    test = best.test if best is not None else None
-    seconds = None
-    if job is not None and job.started_at is not None and job.finished_at is not None:
-        seconds = round((job.finished_at - job.started_at).total_seconds(), 1)
-    return BenchRow(
-        strategy=labels["strategy"],
-        seed=int(labels["seed"]),
-        job_id=job.id if job is not None else None,
-        status=str(job.status) if job is not None else "not_started",
-        winner=best.instruction if best is not None else None,
-        score=test.score if test is not None else None,
-        interval=test.interval if test is not None else None,
-        n=test.n if test is not None else None,
-        calls=counted_calls(outcome),
-        paid=job.usage.calls if job is not None else 0,
-        usd=job.usage.usd if job is not None else None,
-        seconds=seconds,
-        problem=outcome.problem,
-    )
-
-
-def means(rows: Sequence[BenchRow]) -> dict[str, tuple[float, float, float, int]]:
-    """Return mean, lowest and highest held-out score, and the seeds, of each strategy."""
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        if row.score is not None:
-            scores.setdefault(row.strategy, []).append(row.score)
-    return {
-        name: (sum(found) / len(found), min(found), max(found), len(found))
-        for name, found in scores.items()
-    }
-
-
-def _document(bench: str, rows: Sequence[BenchRow], found: Finished) -> dict[str, Any]:
-    return {
-        "bench": bench,
-        "rows": [asdict(row) for row in rows],
-        "strategies": {
-            name: {"score": mean, "lowest": low, "highest": high, "seeds": n}
-            for name, (mean, low, high, n) in means(rows).items()
-        },
-        "calls": sum(row.calls for row in rows),
-        "paid_calls": paid_calls(found.outcomes),
-        "paid_calls_of_this_run": found.paid_now,
-        "usd": _money(rows),
-    }
-
-
-def _money(rows: Sequence[BenchRow]) -> float | None:
-    amounts = [row.usd for row in rows if row.usd is not None]
-    return round(sum(amounts), 9) if amounts else None
-
-
-def cells(row: BenchRow) -> tuple[str, ...]:
-    """Return one row of the table as texts."""
-    held_out = wording.score(row.score) if row.score is not None else "not measured"
-    shown = row.problem if row.winner is None else wording.shown_instruction(row.winner)
-    return (
-        row.strategy,
-        str(row.seed),
-        shown or wording.NOTHING,
-        held_out,
-        wording.interval(row.interval),
-        wording.count(row.calls),
-        wording.count(row.paid),
-        wording.usd(row.usd) if row.usd is not None else wording.NOTHING,
-        wording.seconds(row.seconds),
-    )
-
-
-COLUMNS = (
-    "strategy", "seed", "winner", "held-out score", "90 % interval", "calls", "paid", "cost",
-    "time",
-)  # fmt: skip
-NUMBERS = frozenset({"seed", "held-out score", "calls", "paid", "cost", "time"})
-
-
-def _table(name: str, rows: Sequence[BenchRow]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=harmless(name))
-    for column in COLUMNS:
-        table.add_column(
-            column,
-            justify="right" if column in NUMBERS else "left",
-            overflow="fold",
-            min_width=12 if column in {"strategy", "90 % interval"} else None,
-        )
-    for row in rows:
-        table.add_row(*(Text(harmless(cell)) for cell in cells(row)))
-    return table
-
-
-def mean_lines(rows: Sequence[BenchRow]) -> list[str]:
-    """Return a line per strategy where there are several seeds."""
-    return [
-        f"{name}: mean {wording.score(mean)} over {n} seeds ({wording.score(low)} to "
-        f"{wording.score(high)})"
-        for name, (mean, low, high, n) in means(rows).items()
-        if n > 1
-    ]
-
-
-def paid_line(rows: Sequence[BenchRow], found: Finished) -> str:
-    """Return how the calls of the budgets compare with what was really paid."""
-    counted, paid = sum(row.calls for row in rows), paid_calls(found.outcomes)
-    return (
-        f"The budgets count {wording.count(counted, 'call')}; {wording.count(paid)} were really "
-        f"paid ({wording.count(found.paid_now)} by this run). The rest were answers that an "
-        "earlier job had paid for: each counts in the budget of the job that used it, so that no "
-        "strategy gains by running later."
-    )
 
 
 def _say_paid(rows: Sequence[BenchRow], found: Finished, screen: Screen) -> None:

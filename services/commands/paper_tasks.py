@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-from instructzero.contracts import Budget, DatasetSpec, JobSpec, Measured, MetricSpec, StrategySpec
+from instructzero.contracts import Budget, DatasetSpec, JobSpec, MetricSpec, StrategySpec
 from instructzero.datasets import load_task
 from instructzero.errors import InvalidRequest, InvalidSpec
-from services.commands.bench import counted_calls, strategy_names
-from services.commands.console import Screen, harmless
-from services.commands.paper_scores import PAPER_CALLS, PaperScore, paper_metric, paper_score
+from services.commands.bench import strategy_names
+from services.commands.console import Screen
+from services.commands.paper_scores import PAPER_CALLS, paper_metric
+from services.commands.paper_table import (
+    COLUMNS,
+    NUMBERS,
+    PaperRow,
+    cells,
+    document,
+    mean_cells,
+    paper_row,
+    terminal_table,
+)
 from services.commands.record import REPORTS, save_page
-from services.commands.series import Entry, Finished, Outcome, carry_out, paid_calls, series_hash
+from services.commands.series import Entry, Finished, carry_out, paid_calls, series_hash
 from services.commands.signals import INTERRUPTED
 from services.embedded import Options, registered_targets
 from services.report import wording
@@ -46,32 +52,6 @@ class PaperRequest:
     is_agreed: bool
 
 
-@dataclass(frozen=True)
-class PaperRow:
-    """One task: what was measured here, what the paper says, what it cost, or why there is none."""
-
-    task: str
-    metric: str
-    job_id: str | None
-    winner: str | None
-    score: float | None
-    interval: tuple[float, float] | None
-    n: int | None
-    paper_instructzero: float | None
-    paper_ape: float | None
-    calls: int
-    paid: int
-    usd: float | None
-    problem: str | None
-
-    @property
-    def held_out(self) -> Measured | None:
-        """Return the held-out score with its interval."""
-        if self.score is None or self.interval is None or self.n is None:
-            return None
-        return Measured(score=self.score, interval=self.interval, n=self.n)
-
-
 async def run_paper_tasks(request: PaperRequest, screen: Screen) -> int:
     """Run one job per task file, show the paper's table, and return the exit code.
 
@@ -85,11 +65,11 @@ async def run_paper_tasks(request: PaperRequest, screen: Screen) -> int:
     budget = budget_of(request.calls, request.trials)
     entries = [_entry(request, task, strategy, target, budget) for task in tasks]
     found = await carry_out(request.options, entries, screen, is_agreed=request.is_agreed)
-    rows = [_row(outcome) for outcome in found.outcomes]
+    rows = [paper_row(outcome) for outcome in found.outcomes]
     if request.as_json:
-        screen.write(json.dumps(_document(rows, found), indent=2, ensure_ascii=False))
+        screen.write(json.dumps(document(rows, found), indent=2, ensure_ascii=False))
     else:
-        screen.table(_table(strategy, rows))
+        screen.table(terminal_table(strategy, rows))
         screen.say(f"{wording.count(found.paid_now, 'call')} paid by this run.")
     await _write_page(request, (strategy, target, budget), rows, found, screen)
     if found.is_interrupted:
@@ -177,141 +157,6 @@ def _entry(request: PaperRequest, task: str, strategy: str, target: str, budget:
     return Entry(task, labels, spec)
 
 
-def _row(outcome: Outcome) -> PaperRow:
-    task, record = outcome.entry.labels["paper-task"], outcome.record
-    usage = record.job.usage if record is not None else None
-    result = record.result if record is not None else None
-    best = result.best if result is not None else None
-    test = best.test if best is not None else None
-    paper = paper_score(task)
-    problem = outcome.problem
-    if problem is None and test is None:
-        problem = "the winner was not measured on fresh examples: too few of them, or of calls"
-    return PaperRow(
-        task=task,
-        metric=str(paper_metric(task)),
-        job_id=record.job.id if record is not None else None,
-        winner=best.instruction if best is not None else None,
-        score=test.score if test is not None else None,
-        interval=test.interval if test is not None else None,
-        n=test.n if test is not None else None,
-        paper_instructzero=paper.instructzero if paper is not None else None,
-        paper_ape=paper.ape if paper is not None else None,
-        calls=counted_calls(outcome),
-        paid=usage.calls if usage is not None else 0,
-        usd=usage.usd if usage is not None else None,
-        problem=problem,
-    )
-
-
-def mean_row(rows: Sequence[PaperRow]) -> tuple[int, float, PaperScore] | None:
-    """Return the means over the tasks that are both measured here and in the paper."""
-    both = [
-        (row.score, PaperScore(row.paper_instructzero, row.paper_ape))
-        for row in rows
-        if row.score is not None
-        and row.paper_instructzero is not None
-        and row.paper_ape is not None
-    ]
-    if not both:
-        return None
-    n = len(both)
-    return (
-        n,
-        sum(score for score, _ in both) / n,
-        PaperScore(
-            sum(paper.instructzero for _, paper in both) / n,
-            sum(paper.ape for _, paper in both) / n,
-        ),
-    )
-
-
-def _document(rows: Sequence[PaperRow], found: Finished) -> dict[str, Any]:
-    mean = mean_row(rows)
-    return {
-        "rows": [asdict(row) for row in rows],
-        "mean": None
-        if mean is None
-        else {
-            "tasks": mean[0],
-            "score": mean[1],
-            "paper_instructzero": mean[2].instructzero,
-            "paper_ape": mean[2].ape,
-        },
-        "paid_calls": paid_calls(found.outcomes),
-        "paid_calls_of_this_run": found.paid_now,
-        "usd": sum(row.usd for row in rows if row.usd is not None),
-    }
-
-
-COLUMNS = (
-    "task", "metric", "held-out score", "90 % interval", "n", "InstructZero (paper)",
-    "APE (paper)", "calls", "cost", "instruction",
-)  # fmt: skip
-ON_TERMINAL = frozenset(COLUMNS) - {"metric", "n", "cost"}
-WIDEST = 24
-NUMBERS = frozenset({"held-out score", "n", "InstructZero (paper)", "APE (paper)", "calls", "cost"})
-
-
-def _cells(row: PaperRow) -> tuple[str, ...]:
-    winner = None if row.winner is None else wording.shown_instruction(row.winner)
-    return (
-        row.task,
-        row.metric,
-        wording.score(row.score),
-        wording.interval(row.interval),
-        wording.count(row.n),
-        wording.score(row.paper_instructzero),
-        wording.score(row.paper_ape),
-        wording.count(row.calls),
-        wording.usd(row.usd) if row.usd is not None else wording.NOTHING,
-        row.problem or winner or wording.NOTHING,
-    )
-
-
-def _mean_cells(rows: Sequence[PaperRow]) -> tuple[str, ...] | None:
-    found = mean_row(rows)
-    if found is None:
-        return None
-    n, ours, paper = found
-    return (
-        f"mean of {wording.count(n, 'task')}",
-        "",
-        wording.score(ours),
-        "",
-        "",
-        wording.score(paper.instructzero),
-        wording.score(paper.ape),
-        wording.count(sum(row.calls for row in rows)),
-        wording.usd(sum(row.usd for row in rows if row.usd is not None)),
-        "",
-    )
-
-
-def _table(strategy: str, rows: Sequence[PaperRow]) -> Table:
-    """Return what fits a terminal: the page has all columns."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"instruction induction, strategy {strategy}")
-    mean = _mean_cells(rows)
-    shown = [*map(_cells, rows), *([mean] if mean is not None else [])]
-    for place, column in enumerate(COLUMNS):
-        if column in ON_TERMINAL:
-            longest = max(len(cells[place]) for cells in shown)
-            table.add_column(
-                column,
-                justify="right" if column in NUMBERS else "left",
-                overflow="fold",
-                min_width=None if column == COLUMNS[-1] else min(longest, WIDEST),
-            )
-    for number, cells in enumerate(shown, start=1):
-        is_mean = number > len(rows)
-        if is_mean:
-            table.add_section()
-        pairs = zip(COLUMNS, cells, strict=True)
-        kept = [harmless(cell) for column, cell in pairs if column in ON_TERMINAL]
-        table.add_row(*(Text(cell, style="bold" if is_mean else "") for cell in kept))
-    return table
-
-
 async def _write_page(
     request: PaperRequest,
     plan: tuple[str, str, Budget],
@@ -326,14 +171,14 @@ async def _write_page(
         comparison_plots.PaperPoint(row.task, row.held_out, row.paper_instructzero, row.paper_ape)
         for row in rows
     ]
-    mean = _mean_cells(rows)
+    mean = mean_cells(rows)
     page = tables.TablePage(
         title="The paper's tasks",
         lead=f"{wording.count(len(rows), 'task')} of instruction induction, strategy {strategy}.",
         columns=COLUMNS,
         numbers=NUMBERS,
         texts=frozenset({"instruction"}),
-        rows=[*map(_cells, rows), *([mean] if mean is not None else [])],
+        rows=[*map(cells, rows), *([mean] if mean is not None else [])],
         picture=comparison_plots.beside_the_paper(points),
         caption="Each winner on fresh examples, with its 90 % interval.",
         notes=_notes(rows, found),

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from instructzero.contracts import Best, Event, Job, Measured, Result, TrialView
 from services.report import plots, search_plots, wording
+from services.report.frame import content_policy, open_template, page_script, page_style
 from services.report.plots import LeaderPoint, References
 
 MOST_TRIALS = 1_000
@@ -35,7 +31,6 @@ EVENT_WORDS = {
     "queued": "given back, ready to go on",
 }
 SOURCE_WORDS = {"soft_prompt": "search", "baseline": "baseline", "given": "given"}
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -92,38 +87,6 @@ def render_report(
         settings=_settings(job, result),
         notes=_notes(job, result, len(trials)),
         history=_history(job.created_at, events),
-    )
-
-
-def page_script() -> str:
-    """Return the script of every page."""
-    return (HERE / "page.js").read_text(encoding="utf-8")
-
-
-def page_style() -> str:
-    """Return the style of every page."""
-    return (HERE / "page.css").read_text(encoding="utf-8")
-
-
-@cache
-def open_template(name: str) -> Template:
-    """Return a page's template; what is put into it is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
-
-
-def content_policy(script: str) -> str:
-    """Return a content security policy that allows this page's own script and no request."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "base-uri 'none'; form-action 'none'"
     )
 
 

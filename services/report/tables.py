@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from services.report.page import content_policy, open_template, page_script, page_style
+from services.report.frame import content_policy, open_template, page_script, page_style
 
 
 @dataclass(frozen=True)
