@@ -1,26 +1,25 @@
-"""HTTP to a target: aiohttp, bounded bodies, no redirects, few headers.
+"""The HTTP transport under the OpenAI SDK: aiohttp, bounded bodies, no redirects, few headers.
 
-The whole body is read here, up to a limit, so that neither an endless nor a huge answer can be had.
+The SDK's own transport has no bound on a body and follows redirects by default. This one reads the
+whole body itself, up to a limit, so that neither an endless nor a huge answer can be had from it.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
-from typing import NamedTuple
 
 import aiohttp
+import httpx2
 from pydantic import SecretStr
 
 KEEPALIVE_SECONDS = 4.0
 """Shorter than the 5 s after which common servers close: no request meets a closing connection."""
 
+ALLOWED_HEADERS = ("accept", "content-type", "user-agent")
+"""All that leaves, besides the key: the SDK would add the host's platform and more."""
 
-class TransportError(Exception):
-    """No whole answer came."""
 
-
-class NotSent(TransportError):
+class NotSent(httpx2.TransportError):
     """The connection was not made, so the target saw nothing and nothing was paid."""
 
 
@@ -28,24 +27,12 @@ class BadCertificate(NotSent):
     """The target's certificate is not trusted."""
 
 
-class ConnectionLost(TransportError):
-    """The connection broke, or what came over it was not HTTP."""
-
-
-class BodyTooLarge(TransportError):
+class BodyTooLarge(httpx2.TransportError):
     """The answer was longer than any answer is."""
 
 
-class Answer(NamedTuple):
-    """A whole HTTP answer; the names of the headers are found in any case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Transport:
-    """The connections to one target; at most as many are open as calls are in flight."""
+class BoundedTransport(httpx2.AsyncBaseTransport):
+    """Sends one request and reads one bounded answer."""
 
     def __init__(
         self,
@@ -56,46 +43,38 @@ class Transport:
         read_timeout_seconds: float,
         proxy: str | None,
     ) -> None:
+        self._key = key
         self._max_body_bytes = max_body_bytes
         self._proxy = proxy
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=connect_timeout_seconds, sock_read=read_timeout_seconds
         )
-        self._headers = {
-            "accept": "application/json",
-            "accept-encoding": "identity",  # so that the bound on the body is one
-            "content-type": "application/json",
-            "user-agent": "instructzero",
-        }
-        self._key = key
         self._session: aiohttp.ClientSession | None = None
 
-    async def send(self, method: str, url: str, body: bytes | None = None) -> Answer:
-        """Send one request and read the whole answer.
-
-        Raises:
-            TransportError: none came; the class says how far it got.
-            TimeoutError: it took too long.
-        """
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send; the body of the response has been read when this returns."""
         try:
             async with self._open_session().request(
-                method,
-                url,
-                headers=self._with_key(),
-                data=body,
+                request.method,
+                str(request.url),
+                headers=self._headers(request),
+                data=request.content or None,
                 allow_redirects=False,
                 timeout=self._timeout,
                 proxy=self._proxy,
             ) as response:
-                return Answer(response.status, response.headers, await self._read(response))
+                body = await self._read(response)
+                return httpx2.Response(
+                    response.status, headers=response.raw_headers, content=body, request=request
+                )
         except aiohttp.ClientConnectorCertificateError as error:
-            raise BadCertificate(type(error).__name__) from error
+            raise BadCertificate(type(error).__name__, request=request) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotSent(type(error).__name__) from error
-        except TimeoutError:
-            raise
+            raise NotSent(type(error).__name__, request=request) from error
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout(type(error).__name__, request=request) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ConnectionLost(type(error).__name__) from error
+            raise httpx2.ReadError(type(error).__name__, request=request) from error
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -114,14 +93,18 @@ class Transport:
             )
         return self._session
 
-    def _with_key(self) -> dict[str, str]:
-        if self._key is None:
-            return self._headers
-        return {**self._headers, "authorization": f"Bearer {self._key.get_secret_value()}"}
+    def _headers(self, request: httpx2.Request) -> dict[str, str]:
+        headers = {
+            name: request.headers[name] for name in ALLOWED_HEADERS if name in request.headers
+        }
+        headers["accept-encoding"] = "identity"  # so that the bound on the body is one
+        if self._key is not None:
+            headers["authorization"] = f"Bearer {self._key.get_secret_value()}"
+        return headers
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise ConnectionLost("an encoded body where none was asked for")
+            raise httpx2.ReadError("an encoded body where none was asked for")
         chunks, size = [], 0
         async for chunk in response.content.iter_any():
             size += len(chunk)

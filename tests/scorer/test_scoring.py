@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
-import openai
 import pytest
 from aiohttp import web
 
@@ -38,31 +37,6 @@ async def test_the_rendered_template_is_one_user_message(
         {"role": "user", "content": "Instruction: Repeat.\n\nInput: word 0\nOutput:"}
     ]
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("fake", 7, 0)
-
-
-async def test_the_request_is_the_one_that_the_openai_sdk_would_send(
-    make_pool: PoolMaker, target: FakeTarget, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAKE_KEY", "key")
-    sampling = {"max_tokens": 7, "temperature": 0, "stop": ["\n"], "extra": {"top_k": 3}}
-    example = ScoreExample(id="a", input='Größe "5"\n漢字', outputs=("x",))
-    pool = make_pool(sampling=sampling, api_key={"env": "FAKE_KEY"})
-    await collect(pool, request_for(examples=(example,)))
-    ours = target.seen[0]
-    async with openai.AsyncOpenAI(api_key="key", base_url=target.base_url) as sdk:
-        await sdk.chat.completions.create(
-            model="fake",
-            messages=[{"role": "user", "content": ours.text}],
-            max_tokens=7,
-            temperature=0,
-            stop=["\n"],
-            extra_body={"top_k": 3},
-        )
-    theirs = target.seen[1]
-    assert example.input in ours.text
-    assert ours.body == theirs.body
-    for name in ("Authorization", "Content-Type", "Accept", "Host"):
-        assert ours.headers[name] == theirs.headers[name]
 
 
 async def test_nothing_but_the_listed_headers_leaves(
