@@ -213,6 +213,8 @@ def test_a_job_waits_for_a_generator_that_was_killed_and_ends_as_if_nothing_had_
 
 
 def cpu_seconds(cluster: Cluster) -> float:
+    # An earlier test may have killed it.
+    wait_until(lambda: len(cluster.pids("VLLM::Worker")) == 1, seconds=90)
     (worker,) = cluster.pids("VLLM::Worker")
     return float(psutil.Process(worker).cpu_times().user)
 
