@@ -12,7 +12,7 @@ from tests.scorer.fake_target import FakeTarget
 N_WAITING = 10_000
 N_JOBS = 10
 MOST_MB = 450
-"""The goal, 300 MB, is kept on a quiet machine; on one at eight times its load 374 MB were seen."""
+"""The goal, 300 MB, is not kept: requests of one example each take about 370 MB."""
 WATCHED_SECONDS = 5.0
 
 
