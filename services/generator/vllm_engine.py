@@ -162,6 +162,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             watermarking=False,
+            skip_clone=True,  # nobody else holds it
         )
         return read_ids(
             self.tokenizer,
