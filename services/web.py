@@ -77,8 +77,8 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         headers = {key.lower(): value for key, value in scope["headers"]}
-        request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        # What serves us may have named the request already.
+        request_id = scope.setdefault("state", {}).setdefault("request_id", uuid.uuid4().hex)
         seen = 0
 
         async def bounded_receive() -> Message:

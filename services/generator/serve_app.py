@@ -9,31 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
-from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instructzero.contracts import GenerateRequest, GenerateResponse
 from instructzero.errors import (
-    FieldProblem,
     GeneratorUnavailable,
     InstructZeroError,
     InvalidRequest,
-    Overloaded,
 )
 from services.generator.api import build_app
+from services.generator.model_router import RETRY_SECONDS, ModelRouter
 from services.generator.serve_config import LogStyle, ModelSettings, ServeArgs, ServedModel
 from services.generator.settings import (
-    DEFAULT,
     GeneratorSettings,
     check_exposure,
     send_no_usage_reports,
@@ -41,12 +38,7 @@ from services.generator.settings import (
 )
 from services.telemetry import configure_logging
 
-log = logging.getLogger(__name__)
 APPLICATION = "generator"
-STATE_SECONDS = 3.0
-WATCH_SECONDS = 2.0
-NONE_RUNS = "no copy of the model runs; one is being started"
-RETRY_SECONDS = 5.0
 QUEUE = 1_000
 """Requests that a front holds; each model refuses its own long before."""
 
@@ -90,84 +82,27 @@ class ModelReplica:
             await self._service.aclose()
 
 
-class ModelRouter:
-    """Sends each request to the model that it names, where a copy of it runs."""
+class OneRequestId:
+    """ASGI middleware: a request keeps the id that Serve gave it, and a response names it once."""
 
-    def __init__(
-        self, models: Mapping[str, DeploymentHandle], deadlines: Mapping[str, float]
-    ) -> None:
-        self._models = models
-        self._deadlines = deadlines
-        self._n_running: dict[str, int] = {}
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-    async def watch(self) -> None:
-        """Keep count of the copies that run: a request for none would wait without a word."""
-        application = serve.get_replica_context().app_name
-        while True:
-            try:
-                status = await asyncio.to_thread(serve.status)
-            except (RayError, RayServeException, TimeoutError) as error:
-                log.warning("Serve's controller does not answer: %s", type(error).__name__)
-            else:
-                found = status.applications.get(application)
-                self._n_running = {
-                    name: found.deployments[handle.deployment_name].replica_states.get("RUNNING", 0)
-                    for name, handle in self._models.items()
-                    if found is not None and handle.deployment_name in found.deployments
-                }
-            await asyncio.sleep(WATCH_SECONDS)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        if re.fullmatch(r"[A-Za-z0-9-]{1,64}", given):
+            scope.setdefault("state", {})["request_id"] = given
 
-    def names(self) -> tuple[str, ...]:
-        """Return what a request may call the models."""
-        return tuple(dict.fromkeys((DEFAULT, *self._models)))  # the first model is the default
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["x-request-id"]  # Serve adds it
+            await send(message)
 
-    async def states(self) -> Mapping[str, str]:
-        """Return each model's state."""
-        async with asyncio.TaskGroup() as group:
-            tasks = {name: group.create_task(self._state(name)) for name in self._models}
-        return {name: task.result() for name, task in tasks.items()}
-
-    async def generate(self, request: GenerateRequest) -> GenerateResponse:
-        """Return one instruction per point.
-
-        Raises:
-            InvalidRequest: no model has this name, or the model refuses the request.
-            Overloaded: the model has as many requests in hand as may be.
-            GeneratorUnavailable: no copy of it answers.
-        """
-        name = request.model
-        if name not in self._models:
-            if name != DEFAULT:
-                raise _unknown_model(self.names())
-            name = next(iter(self._models))
-        request = request.model_copy(update={"model": DEFAULT})
-        deadline = request.deadline_seconds or self._deadlines[name]
-        try:
-            async with asyncio.timeout(deadline):
-                if self._n_running.get(name) == 0:
-                    raise GeneratorUnavailable(NONE_RUNS, retry_after_seconds=RETRY_SECONDS)
-                answer = await _call(self._models[name].generate, request)
-        except TimeoutError as error:
-            raise GeneratorUnavailable(
-                f"the instructions were not written within {deadline:g} seconds: the model is "
-                "busy, or is being started; try again, or set a longer deadline",
-                reason="deadline_exceeded",
-            ) from error
-        if isinstance(answer, InstructZeroError):
-            raise answer
-        response: GenerateResponse = answer
-        return response
-
-    async def _state(self, name: str) -> str:
-        if self._n_running.get(name) == 0:
-            return NONE_RUNS
-        try:
-            async with asyncio.timeout(STATE_SECONDS):
-                return str(await _call(self._models[name].state))
-        except TimeoutError:
-            return "no copy of the model answers"
-        except InstructZeroError as error:
-            return error.detail
+        await self._app(scope, receive, send_without_id)
 
 
 class Front:
@@ -184,7 +119,9 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; the token comes from this process's own environment."""
-        return build_app(GeneratorSettings(), self._router, self._lifespan)
+        app = build_app(GeneratorSettings(), self._router, self._lifespan)
+        app.add_middleware(OneRequestId)
+        return app
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -221,7 +158,6 @@ def serve_here(settings: GeneratorSettings, *, log_style: LogStyle = "json") -> 
     Raises:
         InvalidRequest: the model cannot be served; says what to do.
     """
-    _check_port(settings)
     send_no_usage_reports()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
@@ -250,21 +186,6 @@ def serve_here(settings: GeneratorSettings, *, log_style: LogStyle = "json") -> 
         stop()
         raise
     return stop
-
-
-def _check_port(settings: GeneratorSettings) -> None:
-    """Say now, not in a minute, that another process listens there."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise InvalidRequest(
-                f"cannot listen on {settings.host} port {settings.port} ({error.strerror}); give "
-                "another --port",
-                reason="port_unavailable",
-            ) from error
 
 
 def _args_of(settings: GeneratorSettings, log_style: LogStyle) -> ServeArgs:
@@ -304,31 +225,6 @@ def _deploy(model: ServedModel, log_style: LogStyle) -> serve.Application:
     return deployment.bind(settings, log_style)
 
 
-async def _call(method: Any, *arguments: object) -> Any:
-    """Call a deployment; failures become our own, and cancelling the task cancels the call."""
-    try:
-        response = method.remote(*arguments)
-        try:
-            return await response
-        finally:
-            response.cancel()  # does nothing to a call that has ended
-    except BackPressureError as error:
-        raise Overloaded(
-            "as many requests are in hand as the model takes; try again later",
-            retry_after_seconds=RETRY_SECONDS,
-        ) from error
-    except TaskCancelledError as error:
-        raise GeneratorUnavailable(
-            "the request was cancelled", retry_after_seconds=RETRY_SECONDS
-        ) from error
-    except (RayError, RayServeException) as error:
-        log.warning("a model did not answer: %s", type(error).__name__)
-        raise GeneratorUnavailable(
-            "the model's process ended while it wrote; another one is being started",
-            retry_after_seconds=RETRY_SECONDS,
-        ) from error
-
-
 def _why_not_served() -> str:
     """Return what a model's copy said when it could not start."""
     said = [
@@ -340,8 +236,3 @@ def _why_not_served() -> str:
         if found := re.findall(r"InvalidRequest: (.+)", message):
             return str(found[-1])
     return "the model could not be served; the logs under /tmp/ray/session_latest/logs say why"
-
-
-def _unknown_model(names: tuple[str, ...]) -> InvalidRequest:
-    detail = f"this generator serves {' and '.join(names)}; name one of them"
-    return InvalidRequest(detail, errors=[FieldProblem("/model", detail)], reason="unknown_model")

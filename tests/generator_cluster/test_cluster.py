@@ -85,6 +85,17 @@ def test_the_instructions_are_the_transformers_engines(
     )
 
 
+def test_the_models_and_the_health_are_told(cluster: Cluster) -> None:
+    names = [model["id"] for model in httpx.get(f"{cluster.url}/v1/models").json()["data"]]
+    assert names == ["default", "model"]
+    ready = httpx.get(f"{cluster.url}/readyz")
+    assert (ready.status_code, ready.json()["parts"]) == (200, {"model": "ok"})
+    assert httpx.get(f"{cluster.url}/healthz").json() == {"status": "ok"}
+    assert texts(cluster.post(request_body(2))) == texts(
+        cluster.post(request_body(2) | {"model": "model"})
+    )
+
+
 def test_a_point_writes_the_same_whatever_it_is_decoded_with(
     cluster: Cluster, reference: InstructionWriter
 ) -> None:
@@ -132,6 +143,7 @@ def test_hostile_requests_are_refused_and_the_engine_lives(cluster: Cluster) -> 
             problem = response.json()
             assert problem["status"] == response.status_code
             assert problem["detail"], hostile.kind
+            assert response.headers.get_list("x-request-id") == [problem["request_id"]]
         assert client.get("/v1/instructions").status_code == 405
     assert texts(cluster.post(request_body(3))) == before
     assert cluster.pids(ENGINE) == engine

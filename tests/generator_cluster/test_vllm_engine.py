@@ -181,7 +181,7 @@ async def test_rows_that_would_poison_the_engine_never_reach_it(twins: Twins) ->
 
 
 async def test_a_prompt_that_just_fits_is_let_through() -> None:
-    from services.generator.vllm_engine import check_shape
+    from services.generator.prompt_checks import check_shape
 
     facts = EngineFacts("vllm", "0", "float32", "cpu", 4, 1.0, context_tokens=20)
     rows = Prompt(torch.zeros(5, 4), torch.zeros(3, 4), torch.zeros(4, 4))
