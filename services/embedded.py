@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from instructzero.contracts import MetricSpec, ScoreCondition, ScoreLine, ScoreRequest, TargetView
 from instructzero.errors import Conflict, ScorerUnavailable
-from services.optimizer import store
+from services.optimizer import failpoints, store
 from services.optimizer.app import create_app
 from services.optimizer.buyer import Scorer
 from services.optimizer.clients import HttpGenerator, HttpScorer
@@ -241,6 +241,7 @@ async def open_parts(options: Options, *, with_runner: bool = True) -> AsyncIter
         InvalidRequest: a wrong targets file, database URL or schema.
     """
     settings = options.settings or Settings(database_url=options.database)
+    failpoints.arm(settings.fail_points)
     is_embedded = sqlite_path(options.database) is not None
     async with AsyncExitStack() as stack:
         if with_runner and (lock := lock_database(options.database)) is not None:

@@ -23,6 +23,7 @@ from instructzero.contracts import (
     TargetView,
 )
 from instructzero.errors import JobStopped, ScorerUnavailable, TargetRefused
+from services.optimizer.failpoints import fail_point
 from services.optimizer.jobs import Cost, worst_call
 from services.optimizer.ledger import Handover, Ledger
 from services.optimizer.results import Answered
@@ -163,6 +164,10 @@ class Buyer:
         self, order: Order, arm: int, left: list[int], handover: Handover, slots: asyncio.Semaphore
     ) -> None:
         """Hand over as many examples as were granted; take those that are settled out of `left`."""
+        fail_point("sent")
+        if not self._may_go_on():  # asked to stop, or frozen for longer than the lease, meanwhile
+            await self._ledger.close(handover)
+            return
         request = self._request(order, arm, left[: handover.n], handover.calls)
         is_in_doubt = True
         self._n_open += 1
@@ -221,9 +226,11 @@ class Buyer:
             await self._ledger.charge_failure(handover, line)
             return False
         number = int(line.id)
+        fail_point("answered")
         await self._ledger.record(
             handover, line, step=order.step, split=order.split, arm=arm, example=number
         )
+        fail_point("recorded")
         answered = None if line.score is None else Answered(line.score, line.answer or "")
         usage = line.usage
         self._state.settle(

@@ -25,6 +25,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from instructzero.errors import InvalidRequest, StoreUnavailable
 
 BUSY_SECONDS = 30
+POSTGRES = {
+    "connect_timeout": "10",
+    "tcp_user_timeout": "30000",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
+"""So that a server that vanished is noticed within half a minute; the URL may say otherwise."""
 SessionMaker = async_sessionmaker[AsyncSession]
 BlockingSessionMaker = sessionmaker[Session]
 T = TypeVar("T")
@@ -65,7 +73,7 @@ def parse_url(raw: str) -> URL:
     if backend == "sqlite":
         return url.set(drivername="sqlite+aiosqlite")
     if backend in {"postgresql", "postgres"}:
-        return url.set(drivername="postgresql+psycopg")
+        return url.set(drivername="postgresql+psycopg", query={**POSTGRES, **url.query})
     raise InvalidRequest("the database must be sqlite:///FILE or postgresql://...")
 
 
@@ -140,6 +148,12 @@ def head_revision() -> str:
     return head
 
 
+def is_known(revision: str) -> bool:
+    """Return whether this code holds the migration to a revision."""
+    known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
+    return revision in known
+
+
 def _with_engine(raw: str, work: Callable[[Connection], T]) -> T:
     engine = open_sync_engine(raw)
     try:
@@ -187,6 +201,11 @@ def ensure_schema(raw: str, *, embedded: bool) -> None:
         migrate(raw)
         return
     found = current_revision(raw)
+    if found is not None and not is_known(found):
+        raise InvalidRequest(
+            f"the database schema is at {found}, which is newer than this version: "
+            "start the version that migrated it"
+        )
     if found != head_revision():
         raise InvalidRequest(
             f"the database schema is at {found or 'no revision'}, this version needs "

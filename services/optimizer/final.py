@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from instructzero.contracts import Comparison, JobStatus, Result, StatusReason, Usage
 from services.optimizer import store
 from services.optimizer.buyer import Order
+from services.optimizer.failpoints import fail_point
 from services.optimizer.results import Answers, compare, digest, entry
 from services.optimizer.state import JobState, Step
 from services.optimizer.tables import ALGO_VERSION, JobRow
@@ -60,6 +61,7 @@ async def _decide(run: JobRun) -> Step:
         "stop_reason": run.stop_reason,
     }
     number = len(state.steps)
+    fail_point("decided")
     await store.transact(
         run.deps.database.writes,
         lambda session: store.journal_decision(
@@ -72,6 +74,7 @@ async def _decide(run: JobRun) -> Step:
             new_trials=(),
         ),
     )
+    fail_point("journaled")
     step = Step(number, "final", content)
     state.steps.append(step)
     return step
@@ -209,6 +212,7 @@ async def finish(run: JobRun, status: JobStatus, *, reason: StatusReason | None 
         found = run.strategy.recommend()
         winner = None if found is None else found.arm
         stop_reason = run.stop_reason
+    fail_point("measured")
     row = await run.ledger.refresh()
     result = build_result(state, row, status, winner=winner, stop_reason=stop_reason, reason=reason)
     await store.transact(
@@ -222,3 +226,4 @@ async def finish(run: JobRun, status: JobStatus, *, reason: StatusReason | None 
             result=result.model_dump(mode="json"),
         ),
     )
+    fail_point("finished")

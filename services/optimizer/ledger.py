@@ -8,6 +8,9 @@ the commit.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +25,7 @@ from instructzero.errors import LeaseLost
 from services.optimizer import store
 from services.optimizer.database import Database
 from services.optimizer.jobs import Cost, how_many_fit
+from services.optimizer.seals import seal
 from services.optimizer.store import Claim
 from services.optimizer.tables import EvaluationRow, HandoverRow, JobRow
 
@@ -42,6 +46,12 @@ class Signals:
     is_draining: Callable[[], bool] = lambda: False
     cancel_requested: bool = False
     pause_requested: bool = False
+    safe_until: float = math.inf
+    """When the lease might run out, on this process's monotonic clock: no paid call after it."""
+
+    def has_lease(self) -> bool:
+        """Whether the lease was renewed lately enough to spend money under it."""
+        return time.monotonic() < self.safe_until
 
     def interruption(self) -> JobStatus | None:
         """Return the status that the job should take now, None to go on."""
@@ -96,6 +106,7 @@ class Ledger:
         self._claim = claim
         self._spec: JobSpec = claim.spec
         self._next = next_handover
+        self._lines: Counter[int] = Counter()
         self._waiting: list[_Write] = []
         self._lock = asyncio.Lock()
         self._signals = signals
@@ -166,6 +177,8 @@ class Ledger:
             "usd": line.usd,
             "latency_ms": line.latency_ms,
         }
+        evaluation["seal"] = seal(EvaluationRow, evaluation)
+        number = self._next_line(handover)
 
         def apply(tx: Transaction) -> None:
             if (split, arm, example) not in tx.new_evaluations:  # our own commit, unseen
@@ -174,7 +187,7 @@ class Ledger:
             tx.row.fruitless_claims = 0
             tx.row.cached_calls += line.cached
             tx.row.refused_answers += line.refused
-            self._charge(tx, handover, line)
+            self._charge(tx, handover, line, number)
 
         await self._write(_Write(apply, handover=handover.number, evaluation=evaluation))
 
@@ -182,16 +195,24 @@ class Ledger:
         """Charge the calls of an example that will be handed over again."""
         if line.calls == 0:
             return
+        number = self._next_line(handover)
 
         def apply(tx: Transaction) -> None:
-            self._charge(tx, handover, line)
+            self._charge(tx, handover, line, number)
 
         await self._write(_Write(apply, handover=handover.number))
 
-    def _charge(self, tx: Transaction, handover: Handover, line: ScoreLine) -> None:
+    def _next_line(self, handover: Handover) -> int:
+        self._lines[handover.number] += 1
+        return self._lines[handover.number]
+
+    def _charge(self, tx: Transaction, handover: Handover, line: ScoreLine, number: int) -> None:
         held, row = tx.handovers.get(handover.number), tx.row
+        if held is not None and held.n_lines >= number:  # our own commit, unseen
+            return
         if held is None or held.state != "sent":
             raise LeaseLost(f"job {self._claim.job_id}: handover {handover.number} was closed")
+        held.n_lines = number
         held.used_calls += line.calls
         row.calls += line.calls
         row.failed_calls += line.failed_calls

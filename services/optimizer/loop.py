@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from instructzero.contracts import JobSpec, JobStatus, StatusReason, TargetView
 from instructzero.errors import (
@@ -17,6 +16,7 @@ from instructzero.errors import (
 from services.optimizer import final, store
 from services.optimizer.buyer import Buyer, Order, Scorer, first_error
 from services.optimizer.database import Database
+from services.optimizer.failpoints import fail_point
 from services.optimizer.jobs import SEARCH_SHARE_OF_TIME
 from services.optimizer.ledger import Ledger, Signals
 from services.optimizer.results import leader
@@ -68,7 +68,8 @@ class Permission:
 
     def may_buy(self) -> bool:
         """Whether another paid call may start."""
-        return self.signals.interruption() is None and not self.is_late()
+        is_free = self.signals.interruption() is None and self.signals.has_lease()
+        return is_free and not self.is_late()
 
     def is_late(self) -> bool:
         """Whether the time for the present part of the job is over."""
@@ -116,6 +117,7 @@ async def run_job(claim: Claim, deps: LoopDeps, signals: Signals) -> None:
         await final.finish(run, JobStatus.SUCCEEDED)
     except Interrupted as interruption:
         if interruption.to is JobStatus.CANCELLED:
+            fail_point("cancelling")
             await final.finish(run, JobStatus.CANCELLED)
         else:
             await leave(run.deps, claim, interruption.to)
@@ -134,6 +136,7 @@ async def leave(
     is_fault: bool = False,
 ) -> None:
     """Give the lease back without a result."""
+    fail_point("leaving")
     await store.transact(
         deps.database.writes,
         lambda s: store.move_job(s, claim, to, reason=reason, is_fault=is_fault),
@@ -146,13 +149,17 @@ async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
     state = JobState.open(claim.job_id, claim.spec, target)
     writes = deps.database.writes
     await store.transact(writes, lambda s: store.charge_calls_in_doubt(s, claim))
+    fail_point("recovered")
     await store.transact(writes, lambda s: store.add_given_arms(s, claim, given_arms(claim.spec)))
     journal = await store.transact(
         deps.database.reads, lambda s: store.load_journal(s, claim.job_id)
     )
     state.load(journal)
     ledger = Ledger(deps.database, claim, signals, next_handover=journal.next_handover)
-    permission = Permission(signals, *_deadlines(claim.spec, await ledger.refresh()))
+    used = await store.transact(
+        deps.database.reads, lambda s: store.seconds_since_start(s, claim.job_id)
+    )
+    permission = Permission(signals, *_deadlines(claim.spec, used))
     strategy = await asyncio.to_thread(_strategy, state)
     writer = Writer(
         state,
@@ -191,12 +198,11 @@ def given_arms(spec: JobSpec) -> list[tuple[str, str]]:
     return list(seen.items())
 
 
-def _deadlines(spec: JobSpec, row: JobRow) -> tuple[float | None, float | None]:
+def _deadlines(spec: JobSpec, used_seconds: float) -> tuple[float | None, float | None]:
     """Return when search and job end, on this process's monotonic clock."""
     if spec.budget.seconds is None:
         return None, None
-    used = (datetime.now(UTC) - row.started_at).total_seconds() if row.started_at else 0.0
-    begun = time.monotonic() - max(used, 0.0)
+    begun = time.monotonic() - max(used_seconds, 0.0)
     return begun + SEARCH_SHARE_OF_TIME * spec.budget.seconds, begun + spec.budget.seconds
 
 
@@ -247,6 +253,7 @@ async def _journal(run: JobRun, decision: Decision, room: Room) -> Step:
             "the strategy asked for more than the budget holds", reason="strategy_fault"
         )
     content = decision_to_json(decision)
+    fail_point("decided")
     await store.transact(
         run.deps.database.writes,
         lambda session: store.journal_decision(
@@ -259,6 +266,7 @@ async def _journal(run: JobRun, decision: Decision, room: Room) -> Step:
             new_trials=new,
         ),
     )
+    fail_point("journaled")
     step = Step(number, "search", content)
     for arm in new:
         trials = [known.trial for known in state.arms if known.trial is not None]
@@ -291,10 +299,12 @@ async def tell(run: JobRun, step: Step) -> None:
         arm = state.arms[found.arm]
         best = leader(arm.text, arm.trial or 0, state.answers.get(("validation", arm.n), {}))
     content = None if best is None else best.model_dump(mode="json")
+    fail_point("scored")
     await store.transact(
         run.deps.database.writes,
         lambda s: store.finish_step(s, run.claim, step=step.number, best=content),
     )
+    fail_point("told")
     step.is_done = True
 
 

@@ -4,79 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-import time
 import uuid
-from collections.abc import Callable
-
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from instructzero.contracts import JobStatus, StatusReason
 from instructzero.errors import JobStopped, LeaseLost, StoreUnavailable
-from services.optimizer import store
+from services.optimizer import claims, store
 from services.optimizer.database import open_sync_engine
+from services.optimizer.failpoints import fail_point
+from services.optimizer.heartbeat import Heartbeat
 from services.optimizer.ledger import Signals
 from services.optimizer.loop import LoopDeps, leave, reason_of, run_job
 from services.optimizer.store import Claim
 
 log = logging.getLogger(__name__)
-SAFE_SHARE_OF_LEASE = 0.8
-
-
-class Heartbeat:
-    """Renews one lease from a thread of its own, so that a GP fit cannot starve it."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        claim: Claim,
-        signals: Signals,
-        *,
-        lease_seconds: float,
-        every_seconds: float,
-        on_lost: Callable[[], object],
-    ) -> None:
-        self._engine = engine
-        self._claim = claim
-        self._signals = signals
-        self._lease_seconds = lease_seconds
-        self._every_seconds = every_seconds
-        self._on_lost = on_lost
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def start(self) -> None:
-        """Begin renewing."""
-        self._thread.start()
-
-    async def stop(self) -> None:
-        """Stop renewing and wait for the thread."""
-        self._stop.set()
-        await asyncio.to_thread(self._thread.join)
-
-    def _beat(self) -> None:
-        renewed = time.monotonic()
-        while not self._stop.wait(self._every_seconds):
-            try:
-                is_ours = self._renew()
-            except SQLAlchemyError as error:
-                log.warning("lease not renewed: %s", type(error).__name__)
-                is_ours = time.monotonic() - renewed < SAFE_SHARE_OF_LEASE * self._lease_seconds
-            else:
-                renewed = time.monotonic()
-            if not is_ours:
-                self._on_lost()
-                return
-
-    def _renew(self) -> bool:
-        with self._engine.begin() as connection:
-            statement = store.renew_statement(self._claim, self._lease_seconds)
-            flags = connection.execute(statement).one_or_none()
-        if flags is None:
-            return False
-        self._signals.cancel_requested, self._signals.pause_requested = flags
-        return True
 
 
 class Runner:
@@ -140,7 +80,7 @@ class Runner:
         try:
             return await store.transact(
                 self._deps.database.writes,
-                lambda session: store.claim_job(
+                lambda session: claims.claim_job(
                     session,
                     runner_id=self.runner_id,
                     lease_seconds=self._deps.settings.lease_seconds,
@@ -168,12 +108,15 @@ class Runner:
         )
         heartbeat.start()
         try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            if not work.done():  # we are cancelled, not the work
-                work.cancel()
-                raise
-            log.warning("lease lost", extra={"job_id": claim.job_id})
+            while not work.done():
+                await asyncio.wait({work}, timeout=settings.renew_every_seconds)
+                if not signals.has_lease():  # the heartbeat's own thread may hang in a connection
+                    work.cancel()
+            if work.cancelled():
+                log.warning("lease lost", extra={"job_id": claim.job_id})
+        except asyncio.CancelledError:  # we are cancelled, not the work
+            work.cancel()
+            raise
         finally:
             await heartbeat.stop()
 
@@ -181,6 +124,7 @@ class Runner:
         context = {"job_id": claim.job_id, "runner_id": self.runner_id}
         log.info("job claimed", extra=context)
         try:
+            fail_point("claimed")
             self._refuse_poison(claim)
             await run_job(claim, self._deps, signals)
         except LeaseLost:

@@ -7,6 +7,7 @@ import signal
 from contextlib import AsyncExitStack
 
 from instructzero.errors import InvalidRequest
+from services.optimizer import failpoints
 from services.optimizer.clients import HttpGenerator, HttpScorer
 from services.optimizer.database import ensure_schema, open_database, sqlite_path
 from services.optimizer.loop import LoopDeps
@@ -20,6 +21,7 @@ async def run(settings: Settings, *, generator_url: str, scorer_url: str) -> Non
     Raises:
         InvalidRequest: the database is a file, or its schema is not this version's.
     """
+    failpoints.arm(settings.fail_points)
     url = settings.database_url.get_secret_value()
     if sqlite_path(url) is not None:
         raise InvalidRequest(

@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     generator_batch: int = Field(64, ge=1, le=1024, description="points a generator request holds")
     generator_in_flight: int = Field(2, ge=1, description="generator requests of this process")
     generator_patience_seconds: float = Field(600.0, gt=0)
+    fail_points: tuple[str, ...] = Field(
+        (), description="for tests only: where this process kills, freezes or breaks itself"
+    )
     max_fruitless_claims: int = Field(
         5, ge=1, description="claims without progress before a job fails"
     )

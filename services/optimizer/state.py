@@ -19,6 +19,7 @@ from services.optimizer.jobs import (
     typical_call,
 )
 from services.optimizer.results import Answered
+from services.optimizer.seals import SealedRow, is_intact
 from services.optimizer.search.report import FinalCheckPlan, plan_final_check
 from services.optimizer.search.strategy import (
     Decision,
@@ -127,8 +128,9 @@ class JobState:
         """Take in what the database holds.
 
         Raises:
-            JournalDamaged: a decision does not match its checksum.
+            JournalDamaged: a row does not match its checksum, or is missing.
         """
+        _check(self.job_id, journal)
         for row in journal.steps:
             self.steps.append(_read_step(row))
         for arm in journal.arms:
@@ -272,3 +274,19 @@ def _read_step(row: StepRow) -> Step:
     if store.checksum(row.decision) != row.checksum:
         raise JournalDamaged(f"step {row.step} of job {row.job_id} was changed after it was stored")
     return Step(row.step, row.kind, row.decision, row.is_done)
+
+
+def _check(job_id: str, journal: Journal) -> None:
+    """Refuse a journal from which rows are missing, or in which one was edited."""
+    _check_rows(job_id, "points", journal.points, journal.counted[0])
+    _check_rows(job_id, "instructions", journal.arms, journal.counted[1])
+    _check_rows(job_id, "answers", journal.evaluations, journal.counted[2])
+    if [row.step for row in journal.steps] != list(range(len(journal.steps))):
+        raise JournalDamaged(f"a step of job {job_id} is missing")
+
+
+def _check_rows(job_id: str, what: str, found: Sequence[SealedRow], counted: int) -> None:
+    if len(found) != counted:
+        raise JournalDamaged(f"job {job_id} has {len(found)} {what}; {counted} were stored")
+    if not all(is_intact(row) for row in found):
+        raise JournalDamaged(f"{what} of job {job_id} were changed after they were stored")

@@ -1,4 +1,4 @@
-"""Every SQL statement of the runner, one function per thing it does; Postgres and SQLite.
+"""The SQL of a claimed job, one function per thing its runner does; Postgres and SQLite.
 
 Each write of a runner goes through `guard`: it locks the job's row and checks the lease token, so a
 runner that lost its lease can write nothing. Functions never commit; `transact` does, and repeats
@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select, update
+from sqlalchemy import Select, insert, select, update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, defer
 from tenacity import (
@@ -30,8 +31,8 @@ from instructzero.contracts import JobSpec, JobStatus, StatusReason
 from instructzero.errors import LeaseLost, StoreUnavailable
 from services.optimizer.database import BlockingSessionMaker, SessionMaker
 from services.optimizer.jobs import NEXT
+from services.optimizer.seals import sealed
 from services.optimizer.tables import (
-    ALGO_VERSION,
     AnswerRow,
     ArmRow,
     EvaluationRow,
@@ -53,9 +54,10 @@ class Claim:
 
     job_id: str
     lease_token: int
-    runner_id: str
     spec: JobSpec
     fruitless_claims: int
+    claimed_at: float
+    """On this process's monotonic clock, just before the lease began."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ class Journal:
     evaluations: Sequence[EvaluationRow]
     next_handover: int
     fingerprint: str | None
+    counted: tuple[int, int, int]
+    """How many points, arms and evaluations there must be."""
 
 
 def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, OperationalError | InterfaceError):
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
@@ -97,7 +101,7 @@ async def transact(
             with attempt:
                 async with sessions.begin() as session:
                     return await work(session)
-    except (OperationalError, InterfaceError, DBAPIError) as error:
+    except (DBAPIError, PoolTimeout) as error:
         if not _is_transient(error):
             raise
         raise StoreUnavailable(f"the database does not answer ({type(error).__name__})") from error
@@ -117,7 +121,7 @@ def transact_in_thread(
         ):
             with attempt, sessions.begin() as session:
                 return work(session)
-    except (OperationalError, InterfaceError, DBAPIError) as error:
+    except (DBAPIError, PoolTimeout) as error:
         if not _is_transient(error):
             raise
         raise StoreUnavailable(f"the database does not answer ({type(error).__name__})") from error
@@ -128,59 +132,6 @@ def checksum(decision: dict[str, Any]) -> str:
     """Return the SHA-256 of a decision's canonical JSON."""
     canonical = json.dumps(decision, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _claimable(runner_id: str, *, take_over: bool) -> ColumnElement[bool]:
-    """Queued, or running under a lease that ran out (`take_over`: under any but our own)."""
-    is_over = JobRow.lease_expires_at < now()
-    if take_over:
-        is_over = or_(is_over, JobRow.runner_id != runner_id)
-    return or_(JobRow.status == JobStatus.QUEUED, and_(JobRow.status == JobStatus.RUNNING, is_over))
-
-
-async def claim_job(
-    session: AsyncSession,
-    *,
-    runner_id: str,
-    lease_seconds: float,
-    job_id: str | None = None,
-    take_over: bool = False,
-) -> Claim | None:
-    """Claim the oldest job that is queued or whose lease ran out; None if there is none.
-
-    `job_id` claims that one only. `take_over` ignores unexpired leases: for the one process that
-    holds the lock on an embedded database, whose other runners are therefore dead.
-    """
-    oldest = (
-        select(JobRow.id)
-        .where(_claimable(runner_id, take_over=take_over), JobRow.algo_version == ALGO_VERSION)
-        .order_by(JobRow.created_at, JobRow.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    if job_id is not None:
-        oldest = oldest.where(JobRow.id == job_id)
-    row = await session.scalar(
-        update(JobRow)
-        .where(JobRow.id == oldest.scalar_subquery(), _claimable(runner_id, take_over=take_over))
-        .values(
-            status=JobStatus.RUNNING,
-            runner_id=runner_id,
-            lease_token=JobRow.lease_token + 1,
-            lease_expires_at=now() + microseconds(lease_seconds),
-            fruitless_claims=JobRow.fruitless_claims + 1,
-            started_at=func.coalesce(JobRow.started_at, now()),
-            version=JobRow.version + 1,
-        )
-        .returning(JobRow)
-        .execution_options(synchronize_session=False)
-    )
-    if row is None:
-        return None
-    await add_event(session, row, "claimed", {"runner": runner_id, "lease_token": row.lease_token})
-    return Claim(
-        row.id, row.lease_token, runner_id, JobSpec.model_validate(row.spec), row.fruitless_claims
-    )
 
 
 async def guard(session: AsyncSession, claim: Claim) -> JobRow:
@@ -241,6 +192,13 @@ async def load_journal(session: AsyncSession, job_id: str) -> Journal:
 
     handovers = select(HandoverRow.n).where(HandoverRow.job_id == job_id)
     last = await session.scalar(handovers.order_by(HandoverRow.n.desc()).limit(1))
+    job = (
+        await session.execute(
+            select(JobRow.fingerprint, JobRow.n_points, JobRow.n_arms, JobRow.n_evaluations).where(
+                JobRow.id == job_id
+            )
+        )
+    ).one()
     return Journal(
         steps=await rows(StepRow, StepRow.step),
         points=await rows(PointRow, PointRow.n),
@@ -249,7 +207,8 @@ async def load_journal(session: AsyncSession, job_id: str) -> Journal:
             EvaluationRow, EvaluationRow.split, EvaluationRow.arm, EvaluationRow.example
         ),
         next_handover=0 if last is None else last + 1,
-        fingerprint=await session.scalar(select(JobRow.fingerprint).where(JobRow.id == job_id)),
+        fingerprint=job.fingerprint,
+        counted=(job.n_points, job.n_arms, job.n_evaluations),
     )
 
 
@@ -295,7 +254,8 @@ async def add_given_arms(
     row = await guard(session, claim)
     for n, (instruction, source) in enumerate(arms):
         if await session.get(ArmRow, (claim.job_id, n)) is None:
-            session.add(ArmRow(job_id=claim.job_id, n=n, text=instruction, source=source, step=0))
+            arm = ArmRow(job_id=claim.job_id, n=n, text=instruction, source=source, step=0)
+            session.add(sealed(arm))
     row.n_arms = max(row.n_arms, len(arms))
 
 
@@ -308,7 +268,7 @@ async def add_empty_arm(session: AsyncSession, claim: Claim) -> ArmRow:
     if known is not None:
         return known
     arm = ArmRow(job_id=claim.job_id, n=row.n_arms, text="", source="empty", step=row.step)
-    session.add(arm)
+    session.add(sealed(arm))
     row.n_arms += 1
     return arm
 
@@ -364,9 +324,9 @@ async def store_texts(
     row.fruitless_claims = 0
     row.n_points += len(points)
     row.n_arms += len(new_arms)
-    session.add_all(new_arms)
+    session.add_all(sealed(arm) for arm in new_arms)
     await session.flush()
-    session.add_all(points)
+    session.add_all(sealed(point) for point in points)
     for point in points:
         if point.arm is not None:
             await session.execute(
@@ -434,18 +394,11 @@ async def move_job(
     await add_event(session, row, str(to), {"reason": reason.code} if reason else {})
 
 
-def renew_statement(claim: Claim, lease_seconds: float) -> Any:
-    """Return the UPDATE that renews a lease; it returns the cancel and pause flags, or no row."""
-    return (
-        update(JobRow)
-        .where(
-            JobRow.id == claim.job_id,
-            JobRow.lease_token == claim.lease_token,
-            JobRow.status == JobStatus.RUNNING,
-        )
-        .values(lease_expires_at=now() + microseconds(lease_seconds))
-        .returning(JobRow.cancel_requested, JobRow.pause_requested)
-    )
+async def seconds_since_start(session: AsyncSession, job_id: str) -> float:
+    """Return how long ago a job was first claimed, by the database's clock; 0 if it never was."""
+    query = select(now(), JobRow.started_at).where(JobRow.id == job_id)
+    clock, started_at = (await session.execute(query)).one()
+    return 0.0 if started_at is None else (clock - started_at).total_seconds()
 
 
 async def read_answer(session: AsyncSession, key: str, max_age_seconds: float) -> Any:

@@ -96,11 +96,19 @@ class JobRow(Base):
         CheckConstraint("reserved_calls >= 0", name="ck_jobs_reserved"),
         Index("ix_jobs_newest", "created_at", "id"),
         Index(
-            "ix_jobs_claimable",
+            "ix_jobs_queue",
+            "tenant",
             "created_at",
             "id",
-            sqlite_where=text("status IN ('queued','running')"),
-            postgresql_where=text("status IN ('queued','running')"),
+            sqlite_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_leases",
+            "lease_expires_at",
+            "tenant",
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
         ),
     )
 
@@ -195,6 +203,7 @@ class PointRow(Base):
     text: Mapped[str]
     rejected: Mapped[str | None]
     tokens: Mapped[int] = mapped_column(Integer, default=0)
+    seal: Mapped[str | None] = mapped_column(String(24))
 
 
 class ArmRow(Base):
@@ -215,6 +224,7 @@ class ArmRow(Base):
     n_points: Mapped[int] = mapped_column(Integer, default=0)
     trial: Mapped[int | None] = mapped_column(Integer)
     trial_step: Mapped[int | None] = mapped_column(Integer)
+    seal: Mapped[str | None] = mapped_column(String(24))
 
 
 class EvaluationRow(Base):
@@ -244,13 +254,15 @@ class EvaluationRow(Base):
     usd: Mapped[float | None] = mapped_column(Float)
     latency_ms: Mapped[float | None] = mapped_column(Float)
     stored_at: Mapped[datetime] = mapped_column(default=now())
+    seal: Mapped[str | None] = mapped_column(String(24))
 
 
 class HandoverRow(Base):
     """Examples handed to the scorer, with what was reserved for them: a line of the ledger.
 
     `state`: sent (handed over, calls may be in flight), done, or in_doubt (its runner died;
-    what was reserved and not accounted for is charged).
+    what was reserved and not accounted for is charged). `n_lines` counts the scorer's lines that
+    were charged, so that a repeated commit charges none twice.
     """
 
     __tablename__ = "handovers"
@@ -273,6 +285,7 @@ class HandoverRow(Base):
     reserved_tokens: Mapped[int] = mapped_column(BigInteger)
     reserved_usd: Mapped[float] = mapped_column(Float)
     used_calls: Mapped[int] = mapped_column(Integer, default=0)
+    n_lines: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     lease_token: Mapped[int] = mapped_column(Integer)
     sent_at: Mapped[datetime] = mapped_column(default=now())
 

@@ -27,6 +27,7 @@ from instructzero.contracts import (
 from instructzero.errors import FingerprintChanged, GeneratorRefused, GeneratorUnavailable
 from services.optimizer import store
 from services.optimizer.database import Database
+from services.optimizer.failpoints import fail_point
 from services.optimizer.ledger import Ledger
 from services.optimizer.state import JobState, Step
 from services.optimizer.store import Claim
@@ -88,7 +89,9 @@ class Writer:
             rows, arms = self._read(
                 answer.instructions, points, notes[written:], step.number, first + written
             )
+            fail_point("generated")
             await self._store(answer.fingerprint, rows, arms)
+            fail_point("written")
             written += len(points)
         return True
 

@@ -20,7 +20,7 @@ PRODUCT = sorted(
 )
 LONGER_FOR_A_REASON = {
     "instructzero/contracts.py": "every wire model, in one place to read",
-    "services/optimizer/store.py": "every SQL statement, in one place to read",
+    "services/optimizer/store.py": "the SQL of a claimed job, in one place to read",
 }
 
 

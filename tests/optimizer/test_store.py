@@ -10,11 +10,11 @@ from sqlalchemy import update
 
 from instructzero.contracts import JobStatus, ScoreLine, TokenUsage
 from instructzero.errors import LeaseLost
-from services.optimizer import store
+from services.optimizer import claims, store
 from services.optimizer.database import Database, open_sync_engine
+from services.optimizer.heartbeat import Heartbeat
 from services.optimizer.jobs import Cost
 from services.optimizer.ledger import Ledger, Signals
-from services.optimizer.runner import Heartbeat
 from services.optimizer.store import Claim
 from services.optimizer.tables import ArmRow, JobRow
 from tests.optimizer.worlds import make_spec
@@ -42,7 +42,7 @@ async def claim(database: Database, runner: str, lease_seconds: float) -> Claim 
     """Claim the oldest claimable job."""
     return await store.transact(
         database.writes,
-        lambda s: store.claim_job(s, runner_id=runner, lease_seconds=lease_seconds),
+        lambda s: claims.claim_job(s, runner_id=runner, lease_seconds=lease_seconds),
     )
 
 
