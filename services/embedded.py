@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from instructzero.contracts import MetricSpec, ScoreCondition, ScoreLine, ScoreRequest, TargetView
 from instructzero.errors import Conflict, ScorerUnavailable
+from services.demo import model_source
 from services.optimizer import failpoints, store
 from services.optimizer.app import create_app
 from services.optimizer.buyer import Scorer
@@ -163,15 +164,6 @@ def open_generator(options: Options, settings: Settings) -> HttpGenerator | InPr
     from services.generator.app import open_writer  # loads torch
 
     return open_writer(model_source(options.model))
-
-
-def model_source(model: str) -> str:
-    """Return what the generator is to load: the bundled model's folder for `demo`."""
-    if model != DEMO:
-        return model
-    from services.demo import MODEL_PATH
-
-    return str(MODEL_PATH)
 
 
 class Catalogue:

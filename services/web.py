@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -11,7 +12,8 @@ from ipaddress import ip_address
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +24,17 @@ PROBLEM = "application/problem+json"
 MAX_BODY_BYTES = 32 * 1024 * 1024
 ReadyCheck = Callable[[], Awaitable[Mapping[str, str]]]
 """Returns {part: "ok" or what is wrong}."""
+BeforeScrape = Callable[[], Awaitable[None]]
+"""Brings figures up to date that are read, not counted."""
+
+REQUESTS = Counter("instructzero_http_requests", "Requests answered", ["method", "route", "status"])
+REQUEST_SECONDS = Histogram(
+    "instructzero_http_request_seconds",
+    "Time until an answer was sent whole, long polls and streams included",
+    ["route"],
+    buckets=(0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900),
+)
+METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -76,6 +89,19 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        began, status = time.monotonic(), 0
+
+        async def noted_send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._serve(scope, receive, noted_send)
+        finally:
+            _measure(scope, status, time.monotonic() - began)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {key.lower(): value for key, value in scope["headers"]}
         # What serves us may have named the request already.
         request_id = scope.setdefault("state", {}).setdefault("request_id", uuid.uuid4().hex)
@@ -114,6 +140,19 @@ class Envelope:
             await response(scope, receive, decorated_send)
             return
         await self.app(scope, bounded_receive, decorated_send)
+
+
+def name_route(scope: Scope, route: str) -> None:
+    """Say which route a request took that the framework does not know."""
+    scope["state"]["route"] = route
+
+
+def _measure(scope: Scope, status: int, seconds: float) -> None:
+    known = scope["state"].get("route") or getattr(scope.get("route"), "path", None)
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    # A path that matches no route is anybody's text: never a label.
+    REQUESTS.labels(method, known or "none", str(status) if status else "gone").inc()
+    REQUEST_SECONDS.labels(known or "none").observe(seconds)
 
 
 def request_id_of(request: Request) -> str:
@@ -180,8 +219,14 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-def install(app: FastAPI, *, ready: ReadyCheck, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
-    """Add problem documents, /healthz, /readyz, /version and the envelope to a service."""
+def install(
+    app: FastAPI,
+    *,
+    ready: ReadyCheck,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    before_scrape: BeforeScrape | None = None,
+) -> FastAPI:
+    """Add problem documents, health checks, /metrics, /version and the envelope to a service."""
     app.add_exception_handler(InstructZeroError, _on_known)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -202,6 +247,13 @@ def install(app: FastAPI, *, ready: ReadyCheck, max_body_bytes: int = MAX_BODY_B
             {"status": "ok" if is_ready else "not_ready", "parts": parts},
             status_code=200 if is_ready else 503,
         )
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Give this process's figures in Prometheus's text format."""
+        if before_scrape is not None:
+            await before_scrape()
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/version", tags=["health"])
     async def show_version() -> dict[str, str]:

@@ -22,7 +22,8 @@ from instructzero.errors import InstructZeroError
 from services.commands.connection import DEFAULT_DATABASE
 from services.commands.console import Screen, harmless
 from services.commands.target_checks import Check, check_targets
-from services.embedded import DEMO, Options, model_source
+from services.demo import model_source
+from services.embedded import DEMO, Options
 from services.optimizer.database import current_revision, head_revision, sqlite_path
 
 OPTIONAL = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,6 @@ import typer
 from services.commands import options as opt
 
 LOCAL = "127.0.0.1"
-DEFAULT_DATABASE = "instructzero.db"
 DEMO = "demo"
 
 
@@ -41,6 +41,13 @@ def _log(style: LogStyle) -> None:
     configure_logging(style.value)
 
 
+def _database(given: str | None) -> str:
+    """Return the database of an option, a variable or a secret file, or the file of this folder."""
+    from services.optimizer.settings import Settings
+
+    return given or Settings().database_url.get_secret_value()
+
+
 def serve(
     host: opt.Host = LOCAL,
     port: Annotated[int, typer.Option(envvar="IZ_PORT", min=0, max=65535)] = 8080,
@@ -62,7 +69,7 @@ def serve(
 
     _log(log_style)
     options = Options(
-        database or DEFAULT_DATABASE,
+        _database(database),
         targets=targets,
         generator_url=generator_url,
         scorer_url=scorer_url,
@@ -131,7 +138,7 @@ def generator(
     """Serve the open model that writes instructions; with vllm, on Ray Serve."""
     from services.commands.console import Screen
     from services.commands.serving import Address, bind, serve_app
-    from services.embedded import model_source
+    from services.demo import model_source
     from services.generator.app import create_app
     from services.generator.settings import GeneratorSettings, check_exposure
 
@@ -172,9 +179,9 @@ def scorer(
     from services.scorer.settings import Settings, check_exposure
 
     _log(log_style)
-    settings = Settings(
-        host=host, port=port, targets=targets, redis_url=None if redis is None else SecretStr(redis)
-    )
+    settings = Settings(host=host, port=port, targets=targets)
+    if redis is not None:
+        settings = settings.model_copy(update={"redis_url": SecretStr(redis)})
     check_exposure(settings)
     with bind(Address(host, port)) as listener:
         work = serve_app(
@@ -191,11 +198,24 @@ def runner(
     database: opt.Database = None,
     generator_url: opt.GeneratorUrl = None,
     scorer_url: opt.ScorerUrl = None,
+    host: opt.Host = LOCAL,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="IZ_RUNNER_PORT",
+            min=0,
+            max=65535,
+            help="Serve /healthz, /readyz and /metrics there.",
+            show_default="none",
+        ),
+    ] = None,
     log_style: Log = LogStyle.TEXT,
 ) -> None:
     """Run queued jobs of a shared database; generator and scorer are elsewhere."""
     from instructzero.errors import InvalidRequest
-    from services.optimizer.runner_main import run
+    from services.commands.console import Screen
+    from services.commands.serving import Address, bind, serve_runner
+    from services.optimizer.runner_main import open_runner
     from services.optimizer.settings import Settings
 
     _log(log_style)
@@ -210,7 +230,10 @@ def runner(
             "`instructzero serve`, which holds all parts"
         )
     settings = Settings() if database is None else Settings(database_url=database)
-    asyncio.run(run(settings, generator_url=generator_url, scorer_url=scorer_url))
+    opened = open_runner(settings, generator_url=generator_url, scorer_url=scorer_url)
+    with ExitStack() as stack:
+        listener = None if port is None else stack.enter_context(bind(Address(host, port)))
+        asyncio.run(serve_runner(opened, listener, Screen()))
 
 
 def migrate(database: opt.Database = None) -> None:
@@ -219,6 +242,6 @@ def migrate(database: opt.Database = None) -> None:
     from services.commands.serving import shown_database
     from services.optimizer.database import migrate as bring_up
 
-    raw = database or DEFAULT_DATABASE
+    raw = _database(database)
     revision = bring_up(raw)
     Screen().say(f"{shown_database(raw)} is at schema revision {revision}.")

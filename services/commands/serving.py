@@ -6,7 +6,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from services.embedded import Options
+    from services.optimizer.runner_main import RunnerProcess
 
 DRAIN_SECONDS = 20
 BACKLOG = 4096
@@ -85,7 +86,11 @@ def url_of(listener: socket.socket) -> str:
 
 
 async def listen(
-    app: FastAPI, listener: socket.socket, stopper: Stopper, *, drain_seconds: float = DRAIN_SECONDS
+    app: FastAPI,
+    listener: socket.socket,
+    stopper: Stopper | asyncio.Event,
+    *,
+    drain_seconds: float = DRAIN_SECONDS,
 ) -> None:
     """Serve until the first signal, then finish what was accepted."""
     config = uvicorn.Config(
@@ -183,4 +188,33 @@ async def serve_app(
     stopper = Stopper(STOPPING)
     screen.say(f"{name} on {url_of(listener)}", style="bold")
     await listen(app, listener, stopper, drain_seconds=drain_seconds)
+    screen.say("Stopped in order.")
+
+
+async def serve_runner(
+    opened: AbstractAsyncContextManager[RunnerProcess],
+    listener: socket.socket | None,
+    screen: Screen,
+) -> None:
+    """Run jobs until a signal, then finish what is in flight; tell how it goes on a port, if any.
+
+    Raises:
+        InvalidRequest: the database cannot be used.
+    """
+    stopper, drained = Stopper(STOPPING), asyncio.Event()
+
+    async def run() -> None:
+        try:
+            await process.runner.run()
+        finally:
+            drained.set()  # until here the port answers: a drain is watched too
+
+    async with opened as process, asyncio.TaskGroup() as group:
+        if listener is not None:
+            screen.say(f"Runner's health and figures on {url_of(listener)}", style="bold")
+            group.create_task(listen(process.probes, listener, drained))
+        stopping = group.create_task(stopper.wait())
+        stopping.add_done_callback(lambda _: process.runner.drain())
+        await run()
+        stopping.cancel()
     screen.say("Stopped in order.")

@@ -7,3 +7,8 @@ it knows twenty word-level tasks, and no claim about real language models may re
 from pathlib import Path
 
 MODEL_PATH = Path(__file__).parent / "model"
+
+
+def model_source(model: str) -> str:
+    """Return what a generator is to load: the bundled model's folder for `demo`."""
+    return str(MODEL_PATH) if model == "demo" else model

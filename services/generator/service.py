@@ -16,6 +16,7 @@ from instructzero.errors import (
     Overloaded,
     Unavailable,
 )
+from services.generator import meters
 from services.generator.settings import DEFAULT
 from services.generator.writing import InstructionWriter
 
@@ -78,6 +79,7 @@ class GeneratorService:
                 ),
             )
         self._n_waiting += 1
+        meters.IN_HAND.inc()
         self._is_idle.clear()
         started = time.monotonic()
         deadline = request.deadline_seconds or self._deadline_seconds
@@ -92,8 +94,13 @@ class GeneratorService:
             ) from error
         finally:
             self._n_waiting -= 1
+            meters.IN_HAND.dec()
+            meters.WRITE_SECONDS.observe(time.monotonic() - started)
             if self._n_waiting == 0:
                 self._is_idle.set()
+        for written in answer.instructions:
+            meters.INSTRUCTIONS.labels(written.rejected or "usable").inc()
+            meters.GENERATED_TOKENS.inc(written.tokens)
         self._note(time.monotonic() - started, request)
         return answer
 

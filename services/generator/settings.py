@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from instructzero.contracts import MAX_TEXT, Name
 from instructzero.errors import InvalidRequest
+from services.settings import ServiceSettings
 
 DEFAULT = "default"
 """Every generator also answers to this name."""
 
 
-class GeneratorSettings(BaseSettings):
+class GeneratorSettings(ServiceSettings):
     """Which open model writes instructions, and how much of the machine it may take."""
 
     model_config = SettingsConfigDict(env_prefix="IZ_GENERATOR_", frozen=True, extra="ignore")

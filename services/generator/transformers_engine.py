@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from instructzero.errors import GeneratorUnavailable, InvalidRequest
+from services.generator import meters
 from services.generator.checkpoint import Checkpoint, load_checkpoint, stop_ids, text_config
 from services.generator.decoding import Choice, Interrupt, PromptStates, read_ids
 from services.generator.engine import BROKEN, Decoding, EngineFacts, Prompt, Written
@@ -159,6 +160,7 @@ class TransformersEngine:
     def _decode(
         self, prompts: Sequence[Prompt], decoding: Decoding, stop: threading.Event
     ) -> list[Written]:
+        meters.BATCH.observe(len(prompts))
         batch = pad_left([prompt.rows() for prompt in prompts])
         stop_id = self._stop_ids[0] if self._stop_ids else 0
         choice = Choice([prompt.seed for prompt in prompts], decoding.temperature, stop_id)

@@ -20,6 +20,7 @@ from instructzero.contracts import (
     ProjectionSpec,
 )
 from instructzero.errors import FieldProblem, InvalidRequest
+from services.generator import meters
 from services.generator.chat import ChatFormat, SoftPosition
 from services.generator.cleaning import clean
 from services.generator.engine import Decoding, Engine, Prompt, Written
@@ -102,7 +103,10 @@ class InstructionWriter:
             InvalidRequest: the prompt is longer than the model reads.
         """
         turn = self._meta_prompt.render(request.exemplars)
+        n_hits = self._halves.cache_info().hits
         head, tail = self._halves(turn, request.soft_position)
+        is_hit = self._halves.cache_info().hits > n_hits
+        meters.PROMPT_CACHE.labels("hit" if is_hit else "miss").inc()
         self._check_length(len(head) + request.projection.n_tokens + len(tail), request)
         soft_prompts = self._projection(request.projection).soft_prompts(request.points)
         repeats: Counter[Sequence[float]] = Counter()

@@ -9,6 +9,7 @@ from services.optimizer import api, api_catalog, api_record
 from services.optimizer.auth import KeyCheck, read_digests
 from services.optimizer.intake import ApiDeps
 from services.optimizer.openapi import describe
+from services.optimizer.queue_figures import read_queue
 from services.optimizer.watch import Watch
 
 __all__ = ["ApiDeps", "create_app"]
@@ -38,6 +39,10 @@ def create_app(deps: ApiDeps) -> FastAPI:
     for part in (api, api_record, api_catalog):
         app.include_router(part.router)
     app.add_middleware(KeyCheck, digests=read_digests(deps.settings))
-    web.install(app, ready=deps.ready, max_body_bytes=MAX_BODY_BYTES)
+
+    async def before_scrape() -> None:
+        await read_queue(deps.database)
+
+    web.install(app, ready=deps.ready, max_body_bytes=MAX_BODY_BYTES, before_scrape=before_scrape)
     describe(app)
     return app

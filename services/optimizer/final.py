@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import JsonValue
 
 from instructzero.contracts import Comparison, JobStatus, Result, StatusReason, Usage
-from services.optimizer import store
+from services.optimizer import meters, store
 from services.optimizer.buyer import Order
 from services.optimizer.failpoints import fail_point
 from services.optimizer.results import Answers, compare, digest, entry
@@ -227,3 +227,6 @@ async def finish(run: JobRun, status: JobStatus, *, reason: StatusReason | None 
         ),
     )
     fail_point("finished")
+    meters.LEFT.labels(status).inc()
+    if result.best is not None and result.best.validation is not None:
+        meters.BEST_SCORE.observe(result.best.validation.score)

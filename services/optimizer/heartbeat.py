@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from services.optimizer import claims
+from services.optimizer import claims, meters
 from services.optimizer.ledger import Signals
 from services.optimizer.store import Claim
 
@@ -60,6 +60,7 @@ class Heartbeat:
                 is_ours = self._renew()
             except SQLAlchemyError as error:
                 log.warning("lease not renewed: %s", type(error).__name__)
+                meters.UNRENEWED.inc()
                 is_ours = self._signals.has_lease()
             else:
                 self._renewed_at(began)

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from instructzero.contracts import JobSpec, JobStatus, ScoreLine
 from instructzero.errors import LeaseLost
-from services.optimizer import store
+from services.optimizer import meters, store
 from services.optimizer.database import Database
 from services.optimizer.jobs import Cost, how_many_fit
 from services.optimizer.seals import seal
@@ -180,16 +180,18 @@ class Ledger:
         evaluation["seal"] = seal(EvaluationRow, evaluation)
         number = self._next_line(handover)
 
-        def apply(tx: Transaction) -> None:
+        def apply(tx: Transaction) -> bool:
             if (split, arm, example) not in tx.new_evaluations:  # our own commit, unseen
-                return
+                return False
             tx.row.n_evaluations += 1
             tx.row.fruitless_claims = 0
             tx.row.cached_calls += line.cached
             tx.row.refused_answers += line.refused
             self._charge(tx, handover, line, number)
+            return True
 
-        await self._write(_Write(apply, handover=handover.number, evaluation=evaluation))
+        if await self._write(_Write(apply, handover=handover.number, evaluation=evaluation)):
+            meters.note_evaluation(line)
 
     async def charge_failure(self, handover: Handover, line: ScoreLine) -> None:
         """Charge the calls of an example that will be handed over again."""
@@ -224,12 +226,13 @@ class Ledger:
     async def close(self, handover: Handover, *, is_in_doubt: bool = False) -> None:
         """Give back what a handover did not use; in doubt: charge it instead."""
 
-        def apply(tx: Transaction) -> None:
+        def apply(tx: Transaction) -> int:
             held = tx.handovers.get(handover.number)
-            if held is not None:
-                store.close_handover(tx.row, held, is_in_doubt=is_in_doubt)
+            if held is None:
+                return 0
+            return store.close_handover(tx.row, held, is_in_doubt=is_in_doubt)
 
-        await self._write(_Write(apply, handover=handover.number))
+        meters.IN_DOUBT.inc(await self._write(_Write(apply, handover=handover.number)))
 
     async def set_condition(self, name: str, *, is_on: bool) -> None:
         """Show or clear a condition of the job."""

@@ -13,12 +13,13 @@ from instructzero.errors import (
     JobStopped,
     UnknownTarget,
 )
-from services.optimizer import final, store
+from services.optimizer import final, meters, store
 from services.optimizer.buyer import Buyer, Order, Scorer, first_error
 from services.optimizer.database import Database
 from services.optimizer.failpoints import fail_point
 from services.optimizer.jobs import SEARCH_SHARE_OF_TIME
 from services.optimizer.ledger import Ledger, Signals
+from services.optimizer.meters import timed
 from services.optimizer.results import leader
 from services.optimizer.search import make_strategy
 from services.optimizer.search.strategy import Decision, Room, Strategy
@@ -28,6 +29,7 @@ from services.optimizer.state import (
     Step,
     decision_from_json,
     decision_to_json,
+    given_arms,
 )
 from services.optimizer.store import Claim
 from services.optimizer.tables import JobRow
@@ -110,9 +112,9 @@ async def run_job(claim: Claim, deps: LoopDeps, signals: Signals) -> None:
     """
     run = await open_run(claim, deps, signals)
     try:
-        while (step := await ask(run)) is not None:  # None: nothing more to buy or allowed
-            await carry_out(run, step)  # generate and score; no transaction is open here
-            await tell(run, step)  # fenced by claim.lease_token
+        while (step := await timed("ask", ask(run))) is not None:  # None: nothing more to buy
+            await timed("carry_out", carry_out(run, step))  # no transaction is open here
+            await timed("tell", tell(run, step))  # fenced by claim.lease_token
         await final.measure_winner(run)
         await final.finish(run, JobStatus.SUCCEEDED)
     except Interrupted as interruption:
@@ -141,6 +143,7 @@ async def leave(
         deps.database.writes,
         lambda s: store.move_job(s, claim, to, reason=reason, is_fault=is_fault),
     )
+    meters.LEFT.labels(to).inc()
 
 
 async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
@@ -148,7 +151,9 @@ async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
     target = await find_target(claim.spec, deps.scorer)
     state = JobState.open(claim.job_id, claim.spec, target)
     writes = deps.database.writes
-    await store.transact(writes, lambda s: store.charge_calls_in_doubt(s, claim))
+    meters.IN_DOUBT.inc(
+        await store.transact(writes, lambda s: store.charge_calls_in_doubt(s, claim))
+    )
     fail_point("recovered")
     await store.transact(writes, lambda s: store.add_given_arms(s, claim, given_arms(claim.spec)))
     journal = await store.transact(
@@ -185,17 +190,6 @@ async def find_target(spec: JobSpec, scorer: Scorer) -> TargetView:
         if target.name == spec.target:
             return target
     raise JobStopped(f"no target named {spec.target} is registered", reason=UnknownTarget.code)
-
-
-def given_arms(spec: JobSpec) -> list[tuple[str, str]]:
-    """Return the instructions a job starts from, each text once."""
-    texts = [(text, "given") for text in spec.task.instructions]
-    if spec.task.baseline is not None:
-        texts.insert(0, (spec.task.baseline, "baseline"))
-    seen: dict[str, str] = {}
-    for text, source in texts:
-        seen.setdefault(text, source)
-    return list(seen.items())
 
 
 def _deadlines(spec: JobSpec, used_seconds: float) -> tuple[float | None, float | None]:
@@ -239,6 +233,7 @@ async def ask(run: JobRun) -> Step | None:
     if decision is None:
         run.stop_reason = _why_nothing(run, row, room)
         return None
+    meters.note_proposals(decision.point_notes, row.best)
     return await _journal(run, decision, room)
 
 

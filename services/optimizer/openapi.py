@@ -96,6 +96,7 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
         schemas[name] = {"anyOf": [schemas[name], schemas[name]["properties"]["name"]]}
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"key": []}, {}]
+    document["paths"]["/metrics"]["get"]["responses"] |= {"401": problems(401)[401]}
     for path in OPEN_PATHS:
         document["paths"][path]["get"]["security"] = []
     return document

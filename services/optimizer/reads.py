@@ -26,6 +26,7 @@ from services.optimizer.tables import (
     JobRow,
     PointRow,
     StepRow,
+    now,
 )
 
 CHUNK = 500
@@ -44,6 +45,15 @@ class Tried(NamedTuple):
 
     arm: ArmRow
     point: PointRow | None
+
+
+class Queue(NamedTuple):
+    """How many jobs wait and run, and whether they are looked after."""
+
+    queued: float
+    running: float
+    expired_leases: float
+    age_seconds: float
 
 
 class Timing(NamedTuple):
@@ -155,6 +165,26 @@ async def read_mark(session: AsyncSession, job_id: str) -> Mark:
     if found is None:
         raise NotFound("there is no such job")
     return found
+
+
+async def read_queue(session: AsyncSession) -> Queue:
+    """Return how many jobs wait and run; reads the index of claimable jobs alone."""
+    active = (str(JobStatus.QUEUED), str(JobStatus.RUNNING))
+    is_queued, is_over = JobRow.status == active[0], JobRow.lease_expires_at < now()
+    row = (
+        await session.execute(
+            select(
+                func.count().filter(is_queued),
+                func.count().filter(JobRow.status == active[1]),
+                func.count().filter(JobRow.status == active[1], is_over),
+                func.min(JobRow.created_at).filter(is_queued),
+                now(),
+            ).where(JobRow.status.in_(active))
+        )
+    ).one()
+    queued, running, expired, oldest, at = row
+    age = 0.0 if oldest is None else max(0.0, (at - oldest).total_seconds())
+    return Queue(queued, running, expired, age)
 
 
 async def list_jobs(

@@ -8,7 +8,7 @@ import uuid
 
 from instructzero.contracts import JobStatus, StatusReason
 from instructzero.errors import JobStopped, LeaseLost, StoreUnavailable
-from services.optimizer import claims, store
+from services.optimizer import claims, meters, store
 from services.optimizer.database import open_sync_engine
 from services.optimizer.failpoints import fail_point
 from services.optimizer.heartbeat import Heartbeat
@@ -33,6 +33,7 @@ class Runner:
         self._deps = deps
         self._take_over = take_over
         self._is_draining = False
+        meters.SLOTS.set(deps.settings.jobs_at_once)
         self._wake = asyncio.Event()
         self._heartbeat_engine = open_sync_engine(deps.settings.database_url.get_secret_value())
         self.runner_id = f"runner-{uuid.uuid4().hex[:12]}"
@@ -94,6 +95,8 @@ class Runner:
 
     async def execute(self, claim: Claim) -> None:
         """Run a claimed job under a heartbeat; never raises for what befell the job."""
+        meters.CLAIMED.inc()
+        meters.HELD.inc()
         settings = self._deps.settings
         signals = Signals(is_draining=lambda: self._is_draining)
         loop = asyncio.get_running_loop()
@@ -114,10 +117,12 @@ class Runner:
                     work.cancel()
             if work.cancelled():
                 log.warning("lease lost", extra={"job_id": claim.job_id})
+                meters.LOST.inc()
         except asyncio.CancelledError:  # we are cancelled, not the work
             work.cancel()
             raise
         finally:
+            meters.HELD.dec()
             await heartbeat.stop()
 
     async def _work(self, claim: Claim, signals: Signals) -> None:
@@ -129,12 +134,14 @@ class Runner:
             await run_job(claim, self._deps, signals)
         except LeaseLost:
             log.warning("lease lost", extra=context)
+            meters.LOST.inc()
         except StoreUnavailable as error:
             log.warning("job left: %s", error.detail, extra=context)
         except JobStopped as error:
             await self._leave(claim, JobStatus.FAILED, reason_of(error))
         except Exception:
             log.exception("job interrupted by a fault of ours", extra=context)
+            meters.FAULTS.inc()
             await self._leave(claim, JobStatus.QUEUED, None, is_fault=True)
         else:
             log.info("job left in order", extra=context)

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from sqlalchemy.exc import DBAPIError
 
 from instructzero.errors import InvalidRequest
-from services.optimizer import failpoints
+from services import web
+from services.optimizer import failpoints, store
 from services.optimizer.clients import HttpGenerator, HttpScorer
-from services.optimizer.database import ensure_schema, open_database, sqlite_path
+from services.optimizer.database import Database, ensure_schema, open_database, sqlite_path
 from services.optimizer.loop import LoopDeps
+from services.optimizer.queue_figures import read_queue
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
 
 
-async def run(settings: Settings, *, generator_url: str, scorer_url: str) -> None:
-    """Claim and run jobs until SIGTERM or SIGINT, then finish what is in flight.
+@dataclass(frozen=True)
+class RunnerProcess:
+    """A runner, and the application that tells an orchestrator how it is."""
+
+    runner: Runner
+    probes: FastAPI
+
+
+@asynccontextmanager
+async def open_runner(
+    settings: Settings, *, generator_url: str, scorer_url: str
+) -> AsyncIterator[RunnerProcess]:
+    """Open a runner of a shared database.
 
     Raises:
         InvalidRequest: the database is a file, or its schema is not this version's.
@@ -37,7 +54,27 @@ async def run(settings: Settings, *, generator_url: str, scorer_url: str) -> Non
         scorer = HttpScorer(scorer_url)
         stack.push_async_callback(scorer.aclose)
         runner = Runner(LoopDeps(database, generator, scorer, settings))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, runner.drain)
-        await runner.run()
+        yield RunnerProcess(runner, _probes(database))
+
+
+def _probes(database: Database) -> FastAPI:
+    app = FastAPI(
+        title="InstructZero runner",
+        version=web.product_version(),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+
+    async def ready() -> Mapping[str, str]:
+        try:
+            async with asyncio.timeout(3):
+                await store.ping(database.reads)
+        except (OSError, TimeoutError, DBAPIError):
+            return {"database": "does not answer"}
+        return {"database": "ok"}
+
+    async def before_scrape() -> None:
+        await read_queue(database)
+
+    return web.install(app, ready=ready, before_scrape=before_scrape)

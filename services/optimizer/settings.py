@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from services.settings import ServiceSettings
 
 
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """What the API process and the runner need to know."""
 
     model_config = SettingsConfigDict(env_prefix="IZ_OPTIMIZER_", frozen=True, extra="ignore")

@@ -290,3 +290,14 @@ def _check_rows(job_id: str, what: str, found: Sequence[SealedRow], counted: int
         raise JournalDamaged(f"job {job_id} has {len(found)} {what}; {counted} were stored")
     if not all(is_intact(row) for row in found):
         raise JournalDamaged(f"{what} of job {job_id} were changed after they were stored")
+
+
+def given_arms(spec: JobSpec) -> list[tuple[str, str]]:
+    """Return the instructions a job starts from, each text once."""
+    texts = [(text, "given") for text in spec.task.instructions]
+    if spec.task.baseline is not None:
+        texts.insert(0, (spec.task.baseline, "baseline"))
+    seen: dict[str, str] = {}
+    for text, source in texts:
+        seen.setdefault(text, source)
+    return list(seen.items())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
+
+from services.scorer import meters
 
 Condition = Literal["rate_limited", "rate_limiter_unavailable", "target_unavailable"]
 WORST_FIRST: tuple[Condition, ...] = (
@@ -60,13 +63,14 @@ class Waits:
 class _Wait:
     """One caller's wait: timed per reason."""
 
-    __slots__ = ("_is_long", "_reason", "_timer", "_waits")
+    __slots__ = ("_began", "_is_long", "_reason", "_timer", "_waits")
 
     def __init__(self, waits: Waits) -> None:
         self._waits = waits
         self._reason: Condition | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_long = False
+        self._began = 0.0
 
     def notice(self, reason: Condition | None) -> None:
         if reason == self._reason:
@@ -76,9 +80,19 @@ class _Wait:
             self._timer = None
         if self._is_long and self._reason is not None:
             self._waits.add(self._reason, -1)
+        self._measure(reason)
         self._reason, self._is_long = reason, False
         if reason is not None:
             self._timer = self._waits.later(self._lasted)
+
+    def _measure(self, reason: Condition | None) -> None:
+        now = time.monotonic()
+        if self._reason is not None:
+            meters.WAITING.labels(self._reason).dec()
+            meters.WAIT_SECONDS.labels(self._reason).observe(now - self._began)
+        if reason is not None:
+            meters.WAITING.labels(reason).inc()
+            self._began = now
 
     def _lasted(self) -> None:
         self._timer = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from instructzero.contracts import ScoreError
 from instructzero.errors import InvalidRequest
+from services.scorer import meters
 from services.scorer.bill import Bill
 from services.scorer.breaker import Breaker, Entry
 from services.scorer.cache import CachedAnswer
@@ -181,6 +182,7 @@ class Counter:
         try:
             attempt = await self.connection.ask(messages)
             outcome = attempt.outcome
+            self._measure(attempt)
             feedback = self._feedback(permit, attempt)
             if isinstance(outcome, Failure) and outcome.kind is Kind.STOPS_JOB:
                 order.stop = outcome.as_error()  # before the slot is free for another example
@@ -189,6 +191,13 @@ class Counter:
         if isinstance(outcome, Failure):  # the next permit must know of the cool-down
             await asyncio.wait({settling})
         return attempt
+
+    def _measure(self, attempt: Attempt) -> None:
+        outcome = attempt.outcome
+        how = outcome.kind.name.lower() if isinstance(outcome, Failure) else "answered"
+        name = self.connection.target.name
+        meters.CALLS.labels(name, how).inc()
+        meters.CALL_SECONDS.labels(name).observe(attempt.seconds)
 
     def _feedback(self, permit: Permit, attempt: Attempt) -> Feedback:
         outcome, left = attempt.outcome, attempt.remaining
@@ -220,8 +229,13 @@ class Counter:
         bill.prompt_tokens += prompt
         bill.completion_tokens += completion
         price = self.connection.target.config.price
+        name = self.connection.target.name
+        meters.TOKENS.labels(name, "prompt").inc(prompt)
+        meters.TOKENS.labels(name, "completion").inc(completion)
         if price is not None:
-            bill.usd = (bill.usd or 0.0) + price.usd(prompt, completion)
+            usd = price.usd(prompt, completion)
+            bill.usd = (bill.usd or 0.0) + usd
+            meters.USD.labels(name).inc(usd)
         return CachedAnswer(reply.text, prompt, completion, reply.is_refused)
 
     async def _back_off(self, order: Order, n_tried: int, failure: Failure) -> None:

@@ -18,6 +18,7 @@ from instructzero.contracts import (
     render,
 )
 from instructzero.errors import FieldProblem, InstructZeroError, InvalidRequest, Overloaded
+from services.scorer import meters
 from services.scorer.answers import Answers
 from services.scorer.bill import Bill
 from services.scorer.breaker import Breaker
@@ -97,8 +98,10 @@ class ScorerPool:
 
         def end() -> None:
             self._n_waiting -= n_examples
+            meters.EXAMPLES.dec(n_examples)
 
         self._n_waiting += n_examples
+        meters.EXAMPLES.inc(n_examples)
         stream.run(self._score_all(request, order, stream.put), end)
         return stream
 
@@ -218,10 +221,17 @@ class ScorerPool:
             job_id=None if request.cache else request.job_id,
         )
 
+        is_bought = False
+
         async def buy() -> CachedAnswer | ScoreError:
+            nonlocal is_bought
+            is_bought = True
             return await counter.buy(order, bill, messages)
 
-        return await self._answers.get_or_buy(key, buy, order.waits)
+        answer = await self._answers.get_or_buy(key, buy, order.waits)
+        if not is_bought:
+            meters.CACHED.labels(name).inc()
+        return answer
 
     async def _score(
         self,

@@ -7,12 +7,13 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from instructzero.errors import InvalidRequest
+from services.settings import ServiceSettings
 
 
-class Settings(BaseSettings):
+class Settings(ServiceSettings):
     """How the scorer behaves; what it calls is in the targets file."""
 
     model_config = SettingsConfigDict(env_prefix="IZ_SCORER_", frozen=True, extra="ignore")

@@ -45,6 +45,7 @@ class ScoresEndpoint:
         if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        web.name_route(scope, PATH)
         try:
             stream = self._pool.begin(await self._read(scope, receive))
         except HungUp:
