@@ -595,6 +595,12 @@ class GenerateResponse(Wire):
 # --- scorer ---------------------------------------------------------------------------------------
 
 
+JUDGED_BYTES_PER_TOKEN = 8
+"""A judge sees so many bytes of an answer for each token it may have; what is longer is cut off."""
+JUDGE_WORDING_BYTES = 2_000
+"""Bound on what a judge reads besides rubric, input, accepted outputs and answer."""
+
+
 class ScoreExample(Wire):
     """One example to score; `id` is the caller's and comes back with the answer."""
 

@@ -15,11 +15,13 @@ InstructZeroError
 ├── Unavailable               503  a part that is needed does not answer
 │   ├── GeneratorUnavailable  503
 │   ├── ScorerUnavailable     503
+│   │   └── ScorerNotReached  503  it took nothing on: no paid call was made
 │   ├── RateLimiterUnavailable 503 Redis did not answer, so no paid call may be made
 │   └── StoreUnavailable      503
 ├── JobStopped                     a job cannot go on; the code is the job's status_reason
 │   ├── TargetRefused              bad key, unknown model, quota gone
 │   ├── GeneratorRefused           the generator answered 4xx
+│   ├── ScorerRefused         503  the scorer answered 4xx
 │   ├── FingerprintChanged         the search space changed under the job
 │   └── JournalDamaged             the stored record does not match its own checksum
 ├── LeaseLost                      another runner owns the job; stop at once
@@ -153,6 +155,10 @@ class ScorerUnavailable(Unavailable):
     code = "scorer_unavailable"
 
 
+class ScorerNotReached(ScorerUnavailable):
+    """The scorer took nothing on, so no paid call was made for the request."""
+
+
 class RateLimiterUnavailable(Unavailable):
     """Redis did not answer, so no paid call may be made."""
 
@@ -181,6 +187,12 @@ class GeneratorRefused(JobStopped):
     """The generator refused the request as wrong."""
 
     code = "generator_refused"
+
+
+class ScorerRefused(JobStopped):
+    """The scorer refused the request as wrong: another attempt will not do better."""
+
+    code, status = "scorer_refused", 503
 
 
 class FingerprintChanged(JobStopped):

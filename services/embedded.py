@@ -160,7 +160,11 @@ def open_generator(options: Options, settings: Settings) -> HttpGenerator | InPr
         InvalidRequest: the model cannot be used; says what to do.
     """
     if options.generator_url is not None:
-        return HttpGenerator(options.generator_url, in_flight=settings.generator_in_flight)
+        return HttpGenerator(
+            options.generator_url,
+            in_flight=settings.generator_in_flight,
+            token=settings.generator_token,
+        )
     from services.generator.app import open_writer  # loads torch
 
     return open_writer(model_source(options.model))
@@ -190,18 +194,18 @@ class Catalogue:
 
 
 def open_scorer(
-    options: Options, database: Database, *, with_runner: bool = True
+    options: Options, settings: Settings, database: Database, *, with_runner: bool = True
 ) -> ScorerPool | HttpScorer | Catalogue:
     """Return the scorer: over HTTP, the pool in this process, or the list of targets alone."""
     if options.scorer_url is not None:
-        return HttpScorer(options.scorer_url)
+        return HttpScorer(options.scorer_url, token=settings.scorer_token)
     if not with_runner:
         return Catalogue(registered_targets(options))
     from services.scorer.scoring import ScorerPool  # loads the OpenAI SDK
 
-    settings = ScorerSettings()
-    cache = DatabaseCache(database, ttl_seconds=settings.answer_ttl_seconds)
-    return ScorerPool(registered_targets(options), settings=settings, cache=cache)
+    own = ScorerSettings()
+    cache = DatabaseCache(database, ttl_seconds=own.answer_ttl_seconds)
+    return ScorerPool(registered_targets(options), settings=own, cache=cache)
 
 
 def readiness(
@@ -241,7 +245,7 @@ async def open_parts(options: Options, *, with_runner: bool = True) -> AsyncIter
         await asyncio.to_thread(ensure_schema, options.database, embedded=is_embedded)
         database = open_database(options.database)
         stack.push_async_callback(database.close)
-        scorer = open_scorer(options, database, with_runner=with_runner)
+        scorer = open_scorer(options, settings, database, with_runner=with_runner)
         stack.push_async_callback(scorer.aclose)
         runner = None
         generator = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import time
 import uuid
@@ -14,10 +15,17 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from instructzero.errors import FieldProblem, InstructZeroError, PayloadTooLarge
+from instructzero.errors import (
+    FieldProblem,
+    InstructZeroError,
+    InvalidRequest,
+    PayloadTooLarge,
+    Unauthorized,
+)
 
 log = logging.getLogger(__name__)
 PROBLEM = "application/problem+json"
@@ -58,6 +66,37 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def check_exposure(service: str, host: str, token: SecretStr | None) -> None:
+    """Refuse that a service listens beyond this machine without a token.
+
+    Raises:
+        InvalidRequest: says how to make one, and who needs it too.
+    """
+    if is_loopback(host) or (token is not None and token.get_secret_value()):
+        return
+    name = service.upper()
+    raise InvalidRequest(
+        f"refusing to listen on {host} without a token: set IZ_{name}_TOKEN to a long random "
+        "string (python -c 'import secrets; print(secrets.token_urlsafe(32))') and give the same "
+        f"to the runners as IZ_OPTIMIZER_{name}_TOKEN, or listen on 127.0.0.1",
+        reason="token_missing",
+    )
+
+
+def check_token(token: SecretStr | None, header: str) -> None:
+    """Check an Authorization header; without a token everybody may call.
+
+    Raises:
+        Unauthorized: it does not hold the token.
+    """
+    wanted = token.get_secret_value().encode() if token is not None else b""
+    if not wanted:
+        return
+    scheme, _, sent = header.partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode(), wanted):
+        raise Unauthorized("send this service's token: Authorization: Bearer ...")
 
 
 def problem(

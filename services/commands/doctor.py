@@ -192,8 +192,10 @@ async def check_generator(request: CheckRequest) -> Check:
     try:
         if request.generator_url is not None:
             from services.optimizer.clients import HttpGenerator
+            from services.optimizer.settings import Settings
 
-            remote = HttpGenerator(request.generator_url, in_flight=1)
+            token = Settings().generator_token
+            remote = HttpGenerator(request.generator_url, in_flight=1, token=token)
             try:
                 answer = await remote.generate(probe)
             finally:

@@ -140,13 +140,16 @@ def generator(
     from services.commands.serving import Address, bind, serve_app
     from services.demo import model_source
     from services.generator.app import create_app
-    from services.generator.settings import GeneratorSettings, check_exposure
+    from services.generator.settings import GeneratorSettings
+    from services.web import check_exposure
 
     _log(log_style)
     settings = GeneratorSettings(
         host=host, port=port, model=model_source(model), engine=engine.value
     )
-    check_exposure(settings)
+    if model == DEMO and settings.served_name is None:  # its folder has another name
+        settings = settings.model_copy(update={"served_name": DEMO})
+    check_exposure("generator", host, settings.token)
     if engine is EngineName.VLLM:
         from services.commands.ray_serving import serve_on_ray
 
@@ -176,13 +179,14 @@ def scorer(
     from services.commands.console import Screen
     from services.commands.serving import Address, bind, serve_app
     from services.scorer.app import create_app
-    from services.scorer.settings import Settings, check_exposure
+    from services.scorer.settings import Settings
+    from services.web import check_exposure
 
     _log(log_style)
     settings = Settings(host=host, port=port, targets=targets)
     if redis is not None:
         settings = settings.model_copy(update={"redis_url": SecretStr(redis)})
-    check_exposure(settings)
+    check_exposure("scorer", host, settings.token)
     with bind(Address(host, port)) as listener:
         work = serve_app(
             create_app(settings),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Protocol
@@ -12,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from pydantic import BaseModel
 
 from instructzero.contracts import GenerateRequest, GenerateResponse
-from instructzero.errors import GeneratorUnavailable, Unauthorized
+from instructzero.errors import GeneratorUnavailable
 from services import web
 from services.generator.settings import GeneratorSettings
 
@@ -55,12 +54,7 @@ class ServedModels(BaseModel):
 
 async def _authorise(request: Request) -> None:
     settings: GeneratorSettings = request.app.state.settings
-    wanted = settings.token.get_secret_value().encode() if settings.token else b""
-    if not wanted:
-        return
-    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode(), wanted):
-        raise Unauthorized("send the generator's token: Authorization: Bearer ...")
+    web.check_token(settings.token, request.headers.get("authorization", ""))
 
 
 def _service(request: Request) -> InstructionService:

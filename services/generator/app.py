@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import uvicorn
 from fastapi import FastAPI
 
 from instructzero.errors import InvalidRequest
@@ -14,7 +13,7 @@ from services.generator.engine import Engine
 from services.generator.meta_prompt import choose_meta_prompt
 from services.generator.model_folder import ModelFolder, find_model
 from services.generator.service import GeneratorService, InProcessGenerator
-from services.generator.settings import GeneratorSettings, check_exposure, served_name
+from services.generator.settings import GeneratorSettings, served_name
 from services.generator.writing import InstructionWriter
 
 
@@ -96,22 +95,4 @@ def open_writer(
     chosen = settings or GeneratorSettings()
     return InProcessGenerator(
         create_service(chosen.model_copy(update={"model": model, "served_name": name}))
-    )
-
-
-def run(settings: GeneratorSettings) -> None:
-    """Serve until SIGTERM, then finish what was accepted.
-
-    Raises:
-        InvalidRequest: the settings or the model are wrong; says what to do.
-    """
-    check_exposure(settings)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
-        timeout_keep_alive=30,
     )

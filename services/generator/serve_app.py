@@ -27,12 +27,12 @@ from instructzero.errors import (
     InstructZeroError,
     InvalidRequest,
 )
+from services import web
 from services.generator.api import build_app
 from services.generator.model_router import RETRY_SECONDS, ModelRouter
 from services.generator.serve_config import LogStyle, ModelSettings, ServeArgs, ServedModel
 from services.generator.settings import (
     GeneratorSettings,
-    check_exposure,
     send_no_usage_reports,
     served_name,
 )
@@ -136,7 +136,7 @@ def build(args: ServeArgs) -> serve.Application:
     Raises:
         InvalidRequest: it would listen beyond this machine without a token.
     """
-    check_exposure(GeneratorSettings().model_copy(update={"host": args.host}))
+    web.check_exposure("generator", args.host, GeneratorSettings().token)
     models = {model.name: _deploy(model, args.log_style) for model in args.models}
     deadlines = {model.name: model.settings.deadline_seconds for model in args.models}
     front = serve.deployment(

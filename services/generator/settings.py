@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,6 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from instructzero.contracts import MAX_TEXT, Name
-from instructzero.errors import InvalidRequest
 from services.settings import ServiceSettings
 
 DEFAULT = "default"
@@ -89,27 +87,6 @@ def served_name(model: str) -> str:
     """Return the name for a model that was given none: its id, or its folder's name."""
     name = model if model.count("/") == 1 and model[0].isalnum() else re.split(r"[/\\]", model)[-1]
     return re.sub(r"[^A-Za-z0-9._/:-]", "-", name).lstrip("._/:-")[:100] or DEFAULT
-
-
-def check_exposure(settings: GeneratorSettings) -> None:
-    """Refuse to listen beyond this machine without a token.
-
-    Raises:
-        InvalidRequest: says how to make a token.
-    """
-    if settings.token is not None and settings.token.get_secret_value():
-        return
-    try:
-        is_local = ip_address(settings.host).is_loopback
-    except ValueError:
-        is_local = settings.host == "localhost"
-    if not is_local:
-        raise InvalidRequest(
-            f"refusing to listen on {settings.host} without a token: set IZ_GENERATOR_TOKEN to a "
-            "long random string (python -c 'import secrets; print(secrets.token_urlsafe(32))') and "
-            "give the runner the same, or listen on 127.0.0.1",
-            reason="token_missing",
-        )
 
 
 def send_no_usage_reports() -> None:

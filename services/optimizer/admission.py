@@ -17,7 +17,7 @@ from instructzero.errors import (
 from services.optimizer.buyer import Scorer
 from services.optimizer.catalogue import METRICS
 from services.optimizer.intake import ApiDeps, ListsModels
-from services.optimizer.jobs import Cost, fits, worst_call
+from services.optimizer.jobs import Connections, Cost, fits, worst_call
 from services.optimizer.search.registry import BadOption, check_options
 
 MOST_PROBLEMS = 20
@@ -32,8 +32,8 @@ class ChecksRequests(Protocol):
         ...
 
 
-async def admit(spec: JobSpec, deps: ApiDeps) -> TargetView:
-    """Return the job's target if this server can run the job.
+async def admit(spec: JobSpec, deps: ApiDeps) -> Connections:
+    """Return what the job calls if this server can run the job.
 
     Raises:
         UnknownTarget: the target is not registered.
@@ -50,11 +50,13 @@ async def admit(spec: JobSpec, deps: ApiDeps) -> TargetView:
         detail = f"no such generator is served; served are: {', '.join(models) or 'none'}"
         problems.append(FieldProblem("/generator/name", detail))
     problems += await asyncio.to_thread(_example_problems, spec, deps)
-    problems += _budget_problems(spec, targets[spec.target])
+    if not problems:
+        connections = Connections.of(spec, targets)
+        problems += _budget_problems(spec, connections)
     if problems:
         first = f"{problems[0].pointer}: {problems[0].detail}"
         raise InvalidSpec(first, errors=problems)
-    return targets[spec.target]
+    return connections
 
 
 async def served_models(deps: ApiDeps) -> tuple[str, ...] | None:
@@ -127,18 +129,20 @@ def _example_problems(spec: JobSpec, deps: ApiDeps) -> list[FieldProblem]:
     return problems
 
 
-def _budget_problems(spec: JobSpec, target: TargetView) -> Iterator[FieldProblem]:
+def _budget_problems(spec: JobSpec, connections: Connections) -> Iterator[FieldProblem]:
     """Refuse a budget of tokens or money in which not even the cheapest call fits."""
-    shortest = min(spec.task.validation, key=lambda example: len(example.input.encode()))
-    cheapest = worst_call(spec, target, "", shortest.input)
+    cheapest = min(
+        (worst_call(spec, connections, "", example) for example in spec.task.validation),
+        key=lambda cost: (cost.tokens, cost.usd),
+    )
     if not fits(spec, Cost(), Cost(tokens=cheapest.tokens)):
         detail = (
             f"holds not a single call: one may use up to {cheapest.tokens} tokens "
-            f"(the answer's limit is {target.max_tokens})"
+            f"(the answer's limit is {connections.target.max_tokens})"
         )
         yield FieldProblem("/budget/tokens", detail)
     others = (getattr(spec.budget, name) for name in ("calls", "trials", "tokens", "seconds"))
-    if target.price is None and all(bound is None for bound in others):
+    if not connections.has_price and all(bound is None for bound in others):
         detail = "bounds nothing, since the target has no price: set calls or another bound"
         yield FieldProblem("/budget/usd", detail)
     if not fits(spec, Cost(), Cost(usd=cheapest.usd)):

@@ -67,9 +67,9 @@ async def create_job(
             known = await reads.find_idempotent(session, idempotency_key, sent.body_hash)
         if known is not None:
             return _as_job(known, status_code=202)
-    target = await admit(sent.spec, deps)
+    connections = await admit(sent.spec, deps)
     if dry_run:
-        estimate = estimate_job(sent.spec, target)
+        estimate = estimate_job(sent.spec, connections)
         answer = DryRun(spec=sent.spec, spec_hash=sent.spec.spec_hash(), estimate=estimate)
         return JSONResponse(answer.model_dump(mode="json"))
     async with transaction(deps.database.writes) as session:
@@ -145,9 +145,9 @@ async def cancel_job(job_id: JobId, deps: Deps) -> Response:
     """End a job with what it knows; calls in flight are still paid for."""
     async with transaction(deps.database.reads) as session:
         spec = (await reads.read_job(session, job_id)).spec
-    target = await control.find_target(spec, deps.scorer)
+    connections = await control.find_connections(spec, deps.scorer)
     async with transaction(deps.database.writes) as session:
-        row = await control.cancel(session, job_id, target)
+        row = await control.cancel(session, job_id, connections)
     return _as_job(row)
 
 

@@ -81,9 +81,9 @@ async def show_result(job_id: JobId, deps: Deps) -> Result:
         )
     if row.result is not None:
         return Result.model_validate(row.result)
-    target = await control.find_target(row.spec, deps.scorer)
+    connections = await control.find_connections(row.spec, deps.scorer)
     async with transaction(deps.database.reads) as session:
-        return await control.result_without_runner(session, row, target, status)
+        return await control.result_without_runner(session, row, connections, status)
 
 
 @router.get("/events", responses=PROBLEMS)

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from instructzero.contracts import (
     ScoreCondition,
@@ -22,7 +22,14 @@ from instructzero.contracts import (
     ScoreRequest,
     TargetView,
 )
-from instructzero.errors import JobStopped, ScorerUnavailable, TargetRefused
+from instructzero.errors import (
+    JobStopped,
+    ScorerNotReached,
+    ScorerRefused,
+    ScorerUnavailable,
+    TargetRefused,
+)
+from services.optimizer import meters
 from services.optimizer.failpoints import fail_point
 from services.optimizer.jobs import Cost, worst_call
 from services.optimizer.ledger import Handover, Ledger
@@ -58,6 +65,23 @@ class Order:
     keep: Cost = field(default_factory=Cost)
 
 
+@dataclass(eq=False)
+class Chunk:
+    """Examples of one arm that are handed over together; each in `left` holds a slot."""
+
+    order: Order
+    arm: int
+    left: list[int]
+
+
+class Bought(NamedTuple):
+    """A line on its way to the database; `example` is None if it will be handed over again."""
+
+    stored: asyncio.Future[bool]
+    line: ScoreLine
+    example: int | None
+
+
 class Buyer:
     """Buys evaluations for one claimed job."""
 
@@ -73,174 +97,202 @@ class Buyer:
         self._ledger = ledger
         self._scorer = scorer
         self._may_go_on = may_go_on
-        limits = state.target.limits or {}
-        self._window = int(str(limits.get("in_flight") or 32))
-        self._is_denied = False
+        self._slots = asyncio.Semaphore(state.in_flight)
+        self._chunk_size = max(1, min(LARGEST_CHUNK, state.in_flight // 2))
+        self._entrance = asyncio.Lock()
+        self._denied: set[int] = set()
         self._n_open = 0
         self._closed = asyncio.Event()
         self._refusal: TargetRefused | None = None
-        self._waiting_for: dict[int, str] = {}
+        self._waiting_for: dict[Chunk, str] = {}
         self._last_success = time.monotonic()
         self._jitter = random.Random(0)  # noqa: S311 - spreads retries, decides nothing
 
-    async def buy(self, order: Order) -> bool:
-        """Buy what is missing of an order; False if the budget or a person ended it early.
+    async def buy(self, order: Order) -> None:
+        """Buy what is missing of an order, or as much of it as budget and people allow.
 
         Raises:
             TargetRefused: the target gave a terminal answer.
             LeaseLost: the job is not ours any more.
         """
-        self._is_denied = False
         self._last_success = time.monotonic()
-        slots = asyncio.Semaphore(self._window)
         try:
-            async with asyncio.TaskGroup() as group:
-                for arm, examples in self._chunks(order):
-                    for _ in examples:
-                        await slots.acquire()
-                    if self._is_denied or not self._may_go_on():
+            async with asyncio.TaskGroup() as group, self._entrance:  # earlier orders first
+                for chunk in self._chunks(order):
+                    await self._take_slots(len(chunk.left))
+                    group.create_task(self._buy_chunk(chunk))
+                    if not self._may_buy(order):
                         break
-                    group.create_task(self._buy_chunk(order, arm, examples, slots))
         except* Exception as errors:
             raise first_error(errors) from errors
-        return not self._state.missing(order.pairs, order.split)
 
-    def _chunks(self, order: Order) -> list[tuple[int, list[int]]]:
-        """Return (arm, examples) of at most a few examples each, arms in the order decided."""
-        size = max(1, min(LARGEST_CHUNK, self._window // 2))
-        by_arm: dict[int, list[int]] = {}
-        chunks: list[tuple[int, list[int]]] = []
+    def _may_buy(self, order: Order) -> bool:
+        return order.step not in self._denied and self._may_go_on()
+
+    def _chunks(self, order: Order) -> list[Chunk]:
+        """Return chunks of at most a few examples each, arms in the order decided."""
+        open_chunks: dict[int, Chunk] = {}
+        chunks: list[Chunk] = []
         for arm, example in self._state.missing(order.pairs, order.split):
-            held = by_arm.get(arm)
-            if held is None or len(held) >= size:
-                held = by_arm[arm] = []
-                chunks.append((arm, held))
-            held.append(example)
+            chunk = open_chunks.get(arm)
+            if chunk is None or len(chunk.left) >= self._chunk_size:
+                chunk = open_chunks[arm] = Chunk(order, arm, [])
+                chunks.append(chunk)
+            chunk.left.append(example)
         return chunks
 
-    async def _buy_chunk(
-        self, order: Order, arm: int, examples: list[int], slots: asyncio.Semaphore
-    ) -> None:
-        left, attempt = list(examples), 0
-        held = len(left)
+    async def _take_slots(self, n: int) -> None:
+        n_taken = 0
         try:
-            while left and not self._is_denied and self._may_go_on():
-                handover = await self._reserve(order, arm, left)
+            while n_taken < n:
+                await self._slots.acquire()
+                n_taken += 1
+        except asyncio.CancelledError:
+            self._give_slots(n_taken)
+            raise
+
+    def _give_slots(self, n: int) -> None:
+        for _ in range(n):
+            self._slots.release()
+
+    async def _buy_chunk(self, chunk: Chunk) -> None:
+        attempt = 0
+        try:
+            while chunk.left and self._may_buy(chunk.order):
+                handover = await self._reserve(chunk)
                 if handover is None:
-                    await self._wait_for_room()
+                    await self._wait_for_room(chunk.order)
                     continue
-                before = len(left)
-                await self._hand_over(order, arm, left, handover, slots)
-                held -= before - len(left)
-                if len(left) == before:
+                n_before = len(chunk.left)
+                await self._hand_over(chunk, handover)
+                if len(chunk.left) == n_before:
                     attempt += 1
                     await self._back_off(attempt)
         finally:
-            for _ in range(held):
-                slots.release()
+            self._give_slots(len(chunk.left))
+        await self._show(chunk, None)
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_room(self, order: Order) -> None:
         """Wait until another handover gives back what it did not use; with none open, give up."""
         if self._n_open == 0:
-            self._is_denied = True
+            self._denied.add(order.step)
             return
         self._closed.clear()
         await self._closed.wait()
 
-    async def _reserve(self, order: Order, arm: int, left: list[int]) -> Handover | None:
-        text = self._state.arms[arm].text
-        examples = self._state.examples(order.split)
-        calls = [
-            worst_call(self._state.spec, self._state.target, text, examples[number].input)
-            for number in left
-        ]
-        each = self._state.calls_each
-        one = Cost(each, max(c.tokens for c in calls) * each, max(c.usd for c in calls) * each)
+    async def _reserve(self, chunk: Chunk) -> Handover | None:
+        state, order = self._state, chunk.order
+        text, examples = state.arms[chunk.arm].text, state.examples(order.split)
+        worst = Cost()
+        for number in chunk.left:
+            worst = worst.at_least(
+                worst_call(state.spec, state.connections, text, examples[number])
+            )
         return await self._ledger.reserve(
-            step=order.step, arm=arm, wanted=len(left), one=one, keep=order.keep
+            step=order.step,
+            arm=chunk.arm,
+            wanted=len(chunk.left),
+            one=worst.times(state.calls_each),
+            keep=order.keep,
         )
 
-    async def _hand_over(
-        self, order: Order, arm: int, left: list[int], handover: Handover, slots: asyncio.Semaphore
-    ) -> None:
-        """Hand over as many examples as were granted; take those that are settled out of `left`."""
+    async def _hand_over(self, chunk: Chunk, handover: Handover) -> None:
+        """Hand over as many examples as were granted; those that are answered leave the chunk."""
         fail_point("sent")
         if not self._may_go_on():  # asked to stop, or frozen for longer than the lease, meanwhile
             await self._ledger.close(handover)
             return
-        request = self._request(order, arm, left[: handover.n], handover.calls)
+        request = self._request(chunk, handover)
+        bought: list[Bought] = []
         is_in_doubt = True
         self._n_open += 1
         try:
             async with aclosing(self._scorer.score(request)) as lines:  # type: ignore[type-var]
                 async for line in lines:
                     if isinstance(line, ScoreCondition):
-                        await self._show(handover.number, line.condition)
-                        continue
-                    if await self._take(order, arm, handover, line):
-                        left.remove(int(line.id))
-                        slots.release()
+                        await self._show(chunk, line.condition)
+                    else:
+                        bought.append(self._take(chunk, handover, line))
             is_in_doubt = False
+        except ScorerRefused:
+            is_in_doubt = False
+            raise
         except ScorerUnavailable as error:
+            is_in_doubt = not isinstance(error, ScorerNotReached)
             log.warning("%s", error.detail, extra={"job_id": self._state.job_id})
-            await self._show(handover.number, "scorer_unavailable")
+            await self._show(chunk, "scorer_unavailable")
+        else:
+            await self._show(chunk, None)
         finally:
             try:
                 await self._ledger.close(handover, is_in_doubt=is_in_doubt)
+                for one in bought:  # stored by now: they were written before
+                    if await asyncio.shield(one.stored):
+                        meters.note_evaluation(one.line)
+                    self._settle(chunk, one)
             finally:
                 self._n_open -= 1
                 self._closed.set()
         if self._refusal is not None:
             raise self._refusal
-        if not is_in_doubt:
-            await self._show(handover.number, None)
 
-    def _request(self, order: Order, arm: int, numbers: list[int], calls: int) -> ScoreRequest:
+    def _request(self, chunk: Chunk, handover: Handover) -> ScoreRequest:
         spec = self._state.spec
-        examples = self._state.examples(order.split)
+        examples = self._state.examples(chunk.order.split)
         return ScoreRequest(
             job_id=self._state.job_id,
             tenant=spec.tenant,
             weight=spec.weight,
             target=spec.target,
             template=spec.template,
-            instruction=self._state.arms[arm].text,
+            instruction=self._state.arms[chunk.arm].text,
             examples=tuple(
                 ScoreExample(id=str(n), input=examples[n].input, outputs=examples[n].output)
-                for n in numbers
+                for n in chunk.left[: handover.n]
             ),
             metric=spec.metric,
             repeats=spec.repeats,
-            calls=calls,
+            calls=handover.calls,
             cache=spec.cache,
         )
 
-    async def _take(self, order: Order, arm: int, handover: Handover, line: ScoreLine) -> bool:
-        """Store one line; return whether its example is settled."""
+    def _take(self, chunk: Chunk, handover: Handover, line: ScoreLine) -> Bought:
+        """Have one line stored; the slot of an example that is answered is free at once.
+
+        What is reserved next is committed after it, or together with it: at no moment does the
+        ledger hold more unanswered examples than there are slots.
+        """
         error = line.error
         if error is not None and error.stops_job:
             self._refusal = TargetRefused(error.message, reason=error.code)
-            await self._ledger.charge_failure(handover, line)
-            return False
-        if error is not None and error.retryable:
-            await self._ledger.charge_failure(handover, line)
-            return False
-        number = int(line.id)
+        if error is not None and (error.stops_job or error.retryable):
+            return Bought(self._ledger.charge_failure(handover, line), line, None)
+        number, order = int(line.id), chunk.order
         fail_point("answered")
-        await self._ledger.record(
-            handover, line, step=order.step, split=order.split, arm=arm, example=number
+        stored = self._ledger.record(
+            handover, line, step=order.step, split=order.split, arm=chunk.arm, example=number
         )
+        chunk.left.remove(number)
+        self._give_slots(1)
+        return Bought(stored, line, number)
+
+    def _settle(self, chunk: Chunk, bought: Bought) -> None:
+        """Let the state know of a stored line."""
         fail_point("recorded")
+        line, number = bought.line, bought.example
+        if number is None:
+            return
         answered = None if line.score is None else Answered(line.score, line.answer or "")
-        usage = line.usage
-        self._state.settle(
-            (order.split, arm, number), answered, usage.prompt_tokens, usage.completion_tokens
+        cost = Cost(
+            self._state.calls_each,
+            line.usage.prompt_tokens + line.usage.completion_tokens,
+            line.usd or 0.0,
         )
+        self._state.settle((chunk.order.split, chunk.arm, number), answered, cost)
         if answered is None:
             self._check_unanswerable(line)
         else:
             self._last_success = time.monotonic()
-        return True
 
     def _check_unanswerable(self, line: ScoreLine) -> None:
         failed = len(self._state.unanswerable)
@@ -259,13 +311,13 @@ class Buyer:
             )
         await asyncio.sleep(self._jitter.uniform(0, min(0.25 * 2**attempt, 20.0)))
 
-    async def _show(self, handover: int, condition: str | None) -> None:
-        """Show the condition on the job while any handover is in it."""
+    async def _show(self, chunk: Chunk, condition: str | None) -> None:
+        """Show the condition on the job while any chunk is in it."""
         before = set(self._waiting_for.values())
         if condition is None:
-            self._waiting_for.pop(handover, None)
+            self._waiting_for.pop(chunk, None)
         else:
-            self._waiting_for[handover] = condition
+            self._waiting_for[chunk] = condition
         after = set(self._waiting_for.values())
         for name in sorted(after - before):
             await self._ledger.set_condition(name, is_on=True)

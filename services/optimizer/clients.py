@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from instructzero.contracts import (
     GenerateRequest,
@@ -16,7 +16,13 @@ from instructzero.contracts import (
     ScoreRequest,
     TargetView,
 )
-from instructzero.errors import GeneratorRefused, GeneratorUnavailable, ScorerUnavailable
+from instructzero.errors import (
+    GeneratorRefused,
+    GeneratorUnavailable,
+    ScorerNotReached,
+    ScorerRefused,
+    ScorerUnavailable,
+)
 
 CONNECT_SECONDS = 5.0
 GENERATE_SECONDS = 600.0
@@ -26,22 +32,41 @@ _TARGETS = TypeAdapter(tuple[TargetView, ...])
 
 
 def _detail(response: httpx.Response) -> str:
-    """Return a problem document's detail, or the start of whatever came."""
+    """Return the status, and a problem document's detail."""
     try:
-        body = response.json()
-    except ValueError:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
         return f"status {response.status_code}"
-    detail = body.get("detail") if isinstance(body, dict) else None
     return f"status {response.status_code}: {str(detail)[:300]}"
+
+
+def _may_pass(status: int) -> bool:
+    """Return whether another attempt can do better."""
+    return status in {408, 425, 429} or status >= 500
+
+
+def _refusal(service: str, response: httpx.Response) -> str:
+    """Say what to do about a status that will not pass."""
+    said = f"the {service} answered {_detail(response)}"
+    if response.status_code in {401, 403}:
+        name = service.upper()
+        return f"{said}; set IZ_OPTIMIZER_{name}_TOKEN to what its IZ_{name}_TOKEN is"
+    if response.status_code in {404, 405} or response.is_redirect:
+        return f"{said}; check --{service}-url"
+    return said
+
+
+def _headers(token: SecretStr | None) -> dict[str, str]:
+    return {} if token is None else {"authorization": f"Bearer {token.get_secret_value()}"}
 
 
 class HttpGenerator:
     """A generator behind `POST /v1/instructions`."""
 
-    def __init__(self, url: str, *, in_flight: int, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, url: str, *, in_flight: int, token: SecretStr | None = None) -> None:
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/"),
-            headers=headers,
+            headers=_headers(token),
             timeout=httpx.Timeout(GENERATE_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=False,
         )
@@ -62,10 +87,10 @@ class HttpGenerator:
             raise GeneratorUnavailable(
                 f"the generator does not answer ({type(error).__name__})"
             ) from error
-        if response.status_code in {408, 425, 429} or response.status_code >= 500:
+        if _may_pass(response.status_code):
             raise GeneratorUnavailable(f"the generator answered {_detail(response)}")
         if response.status_code != 200:
-            raise GeneratorRefused(f"the generator answered {_detail(response)}")
+            raise GeneratorRefused(_refusal("generator", response))
         try:
             return GenerateResponse.model_validate_json(response.content)
         except ValidationError as error:
@@ -85,13 +110,43 @@ class HttpGenerator:
         await self._client.aclose()
 
 
+async def _check(response: httpx.Response) -> None:
+    """Raise what a scorer's status means.
+
+    Raises:
+        ScorerNotReached: it is busy.
+        ScorerUnavailable: it, or what stands before it, is broken.
+        ScorerRefused: another attempt will not do better.
+    """
+    status = response.status_code
+    if status == 200:
+        return
+    await response.aread()
+    if _may_pass(status):
+        kind = ScorerUnavailable if status >= 500 else ScorerNotReached
+        raise kind(f"the scorer answered {_detail(response)}")
+    raise ScorerRefused(_refusal("scorer", response))
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[ScoreLine | ScoreCondition]:
+    """Read NDJSON; httpx's own lines go through text and cost four times as much."""
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for text in whole:
+            if text.strip():
+                yield _LINE.validate_json(text)
+    if rest.strip():
+        yield _LINE.validate_json(rest)
+
+
 class HttpScorer:
     """A scorer pool behind `POST /v1/scores`."""
 
-    def __init__(self, url: str, *, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, url: str, *, token: SecretStr | None = None) -> None:
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/"),
-            headers=headers,
+            headers=_headers(token),
             timeout=httpx.Timeout(QUIET_SECONDS, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             follow_redirects=False,
@@ -101,20 +156,23 @@ class HttpScorer:
         """Yield one line per example, as it arrives.
 
         Raises:
-            ScorerUnavailable: the stream could not be opened, or broke.
+            ScorerNotReached: the request never got to it, or it is busy.
+            ScorerUnavailable: the stream broke.
+            ScorerRefused: the scorer will not take this request.
         """
         body = request.model_dump(mode="json", exclude_none=True)
         expected = {example.id for example in request.examples}
         try:
             async with self._client.stream("POST", "/v1/scores", json=body) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    raise ScorerUnavailable(f"the scorer answered {_detail(response)}")
-                async for text in response.aiter_lines():
-                    if text.strip():
-                        line = _LINE.validate_json(text)
-                        expected.discard(getattr(line, "id", ""))
-                        yield line
+                await _check(response)
+                async for line in _lines(response):
+                    if isinstance(line, ScoreLine):
+                        expected.discard(line.id)
+                    yield line
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise ScorerNotReached(
+                f"the scorer cannot be reached ({type(error).__name__})"
+            ) from error
         except httpx.HTTPError as error:
             raise ScorerUnavailable(
                 f"the scorer does not answer ({type(error).__name__})"
@@ -129,10 +187,11 @@ class HttpScorer:
 
         Raises:
             ScorerUnavailable: it does not answer.
+            ScorerRefused: it does not accept our token, or is no scorer.
         """
         try:
             response = await self._client.get("/v1/targets", timeout=CONNECT_SECONDS)
-            response.raise_for_status()
+            await _check(response)
             content = response.json()
             rows = content["data"] if isinstance(content, dict) else content
             return _TARGETS.validate_python(rows)

@@ -13,18 +13,25 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from instructzero.contracts import JobSpec, JobStatus, Result, StatusReason, TargetView
-from instructzero.errors import Conflict, JournalDamaged, ScorerUnavailable
+from instructzero.contracts import (
+    JobSpec,
+    JobStatus,
+    MetricName,
+    Result,
+    StatusReason,
+    TargetView,
+)
+from instructzero.errors import Conflict, JournalDamaged, ScorerRefused, ScorerUnavailable
 from services.optimizer import reads, store
 from services.optimizer.buyer import Scorer
 from services.optimizer.final import build_result
-from services.optimizer.jobs import NEXT
+from services.optimizer.jobs import NEXT, Connections
 from services.optimizer.state import JobState
 from services.optimizer.store import Journal
 from services.optimizer.tables import JobRow, now
 
 
-async def cancel(session: AsyncSession, job_id: str, target: TargetView) -> JobRow:
+async def cancel(session: AsyncSession, job_id: str, connections: Connections) -> JobRow:
     """End a job: at once if nobody runs it, otherwise as soon as its runner sees the flag.
 
     Raises:
@@ -43,7 +50,7 @@ async def cancel(session: AsyncSession, job_id: str, target: TargetView) -> JobR
         return row
     finished_at = await session.scalar(select(now()))
     row.finished_at = finished_at
-    result = await result_without_runner(session, row, target, JobStatus.CANCELLED)
+    result = await result_without_runner(session, row, connections, JobStatus.CANCELLED)
     row.result = result.model_dump(mode="json")
     row.pause_requested = False
     await _move(session, row, JobStatus.CANCELLED)
@@ -120,33 +127,38 @@ async def _move(session: AsyncSession, row: JobRow, to: JobStatus) -> None:
     await store.add_event(session, row, str(to), {})
 
 
-async def find_target(spec: Mapping[str, Any], scorer: Scorer) -> TargetView:
-    """Return a stored job's target, or one without limits and price if it is not known now."""
-    name = str(spec["target"])
+async def find_connections(spec: Mapping[str, Any], scorer: Scorer) -> Connections:
+    """Return what a stored job calls; without limits and price where that is not known now."""
     try:
         known = {target.name: target for target in await scorer.targets()}
-    except ScorerUnavailable:
+    except (ScorerUnavailable, ScorerRefused):
         known = {}
-    return known.get(name) or TargetView(
-        name=name, model="unknown", limits={}, price=None, max_tokens=1
-    )
+
+    def find(name: str) -> TargetView:
+        return known.get(name) or TargetView(
+            name=name, model="unknown", limits={}, price=None, max_tokens=1
+        )
+
+    metric = spec["metric"]
+    is_judged = metric["name"] == MetricName.JUDGE
+    return Connections(find(spec["target"]), find(metric["target"]) if is_judged else None)
 
 
 async def result_without_runner(
-    session: AsyncSession, row: JobRow, target: TargetView, status: JobStatus
+    session: AsyncSession, row: JobRow, connections: Connections, status: JobStatus
 ) -> Result:
     """Return the result document of a job that no runner ended in order."""
     journal = await store.load_journal(session, row.id)
-    return await asyncio.to_thread(_result, row, target, status, journal)
+    return await asyncio.to_thread(_result, row, connections, status, journal)
 
 
-def _result(row: JobRow, target: TargetView, status: JobStatus, journal: Journal) -> Result:
+def _result(row: JobRow, connections: Connections, status: JobStatus, journal: Journal) -> Result:
     spec = JobSpec.model_validate(row.spec)
-    state = JobState.open(row.id, spec, target)
+    state = JobState.open(row.id, spec, connections)
     try:
         state.load(journal)
     except JournalDamaged:  # what cannot be trusted is not reported
-        state = JobState.open(row.id, spec, target)
+        state = JobState.open(row.id, spec, connections)
     trial = (row.best or {}).get("trial")
     winner = next((arm.n for arm in state.arms if trial and arm.trial == trial), None)
     result = build_result(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from instructzero.contracts import Estimate, JobSpec, TargetView
 from services.optimizer.jobs import (
+    Connections,
     Cost,
     Splits,
     affordable_calls,
@@ -34,20 +35,20 @@ class Plan(NamedTuple):
     splits: Splits
 
 
-def estimate_job(spec: JobSpec, target: TargetView) -> Estimate:
+def estimate_job(spec: JobSpec, connections: Connections) -> Estimate:
     """Return what the job is expected to cost and what it can cost at most."""
-    splits = split_examples(spec)
-    typical = typical_call(spec, target, splits)
+    target, splits = connections.target, split_examples(spec)
+    typical = typical_call(spec, connections, splits)
     plan = _plan(spec, target, splits, typical)
     completion = round(plan.calls * target.max_tokens / 2)
-    has_price = target.price is not None
+    has_price = connections.has_price
     return Estimate(
         calls=plan.calls,
         calls_at_most=spec.budget.calls,
         prompt_tokens=max(plan.calls * typical.tokens - completion, 0),
         completion_tokens=completion,
         usd=round(plan.calls * typical.usd, 6) if has_price else None,
-        usd_at_most=_usd_at_most(spec, target, splits) if has_price else None,
+        usd_at_most=_usd_at_most(spec, connections, splits) if has_price else None,
         seconds=_seconds(spec, target, plan.calls, plan.calls * typical.tokens),
         final_check_calls=plan.final_calls,
         notes=tuple(_notes(spec, target, plan)),
@@ -97,24 +98,26 @@ def _seconds(spec: JobSpec, target: TargetView, calls: int, tokens: int) -> floa
     return round(min(max(times), math.inf if bound is None else bound), 1)
 
 
-def _usd_at_most(spec: JobSpec, target: TargetView, splits: Splits) -> float | None:
+def _usd_at_most(spec: JobSpec, connections: Connections, splits: Splits) -> float | None:
     """Return a bound on the money: the budget's own, or what its calls or tokens can cost."""
     budget, bounds = spec.budget, []
     if budget.usd is not None:
         bounds.append(budget.usd)
     if budget.tokens is not None:
-        bounds.append(max(money(target, budget.tokens, 0), money(target, 0, budget.tokens)))
+        called = [one for one in (connections.target, connections.judge) if one is not None]
+        bounds.append(
+            max(max(money(one, budget.tokens, 0), money(one, 0, budget.tokens)) for one in called)
+        )
     if budget.calls is not None:
         given = (*spec.task.instructions, spec.task.baseline or "")
         longest = max(len(text.encode()) for text in given)
         instruction = "x" * max(longest, spec.generator.max_tokens * BYTES_PER_GENERATED_TOKEN)
-        text = max((e.input for e in (*splits.validation, *splits.test)), key=_size)
-        bounds.append(budget.calls * worst_call(spec, target, instruction, text).usd)
+        dearest = max(
+            worst_call(spec, connections, instruction, example).usd
+            for example in (*splits.validation, *splits.test)
+        )
+        bounds.append(budget.calls * dearest)
     return round(min(bounds), 6) if bounds else None
-
-
-def _size(text: str) -> int:
-    return len(text.encode())
 
 
 def _notes(spec: JobSpec, target: TargetView, plan: Plan) -> Iterator[str]:

@@ -141,7 +141,7 @@ def build_result(
         empty=measured_entry(empty),
         comparison=_comparison(state, winner, baseline, empty),
         test_set=state.splits.test_set,
-        usage=usage_of(row, has_price=state.target.price is not None),
+        usage=usage_of(row, has_price=state.connections.has_price),
         trials=len(tried),
         instructions=sum(arm.source != "empty" for arm in state.arms),
         seed=row.seed,

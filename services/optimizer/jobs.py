@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from instructzero.contracts import (
+    JUDGE_WORDING_BYTES,
+    JUDGED_BYTES_PER_TOKEN,
     MIN_VALIDATION,
     Example,
     JobSpec,
@@ -81,6 +84,29 @@ def calls_per_evaluation(spec: JobSpec) -> int:
 
 
 @dataclass(frozen=True)
+class Connections:
+    """What a job calls: its target, and the judge if one grades the answers."""
+
+    target: TargetView
+    judge: TargetView | None = None
+
+    @classmethod
+    def of(cls, spec: JobSpec, known: Mapping[str, TargetView]) -> Connections:
+        """Return the connections that a spec names.
+
+        Raises:
+            KeyError: with the name of one that is not known.
+        """
+        is_judged = spec.metric.name is MetricName.JUDGE
+        return cls(known[spec.target], known[spec.metric.target or ""] if is_judged else None)
+
+    @property
+    def has_price(self) -> bool:
+        """Whether anything that the job calls has a price."""
+        return any(one is not None and one.price is not None for one in (self.target, self.judge))
+
+
+@dataclass(frozen=True)
 class Cost:
     """Calls, tokens and money; of one call the most it can cost, of a job what it has cost."""
 
@@ -96,6 +122,14 @@ class Cost:
         """Return the sum."""
         return Cost(self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd)
 
+    def at_least(self, other: Cost) -> Cost:
+        """Return the larger of each number."""
+        return Cost(
+            max(self.calls, other.calls),
+            max(self.tokens, other.tokens),
+            max(self.usd, other.usd),
+        )
+
 
 def money(target: TargetView, prompt_tokens: float, completion_tokens: float) -> float:
     """Return what some tokens cost in US dollars; 0 without a price."""
@@ -106,22 +140,42 @@ def money(target: TargetView, prompt_tokens: float, completion_tokens: float) ->
     return (prompt_tokens * into + completion_tokens * out) / 1e6
 
 
-def worst_call(spec: JobSpec, target: TargetView, instruction: str, text: str) -> Cost:
-    """Return the most that one call can cost: a token holds at least one byte of UTF-8."""
-    rendered = render(spec.template, instruction=instruction, text=text)
-    prompt = len(rendered.encode()) + TOKENS_AROUND_A_MESSAGE
-    if spec.metric.name is MetricName.JUDGE:  # the judge reads rubric, answer and accepted outputs
-        prompt += len((spec.metric.rubric or "").encode()) + 8 * target.max_tokens
+def worst_call(spec: JobSpec, connections: Connections, instruction: str, example: Example) -> Cost:
+    """Return the most that one call can cost, whether of the target or of the judge.
+
+    A token holds at least one byte of UTF-8.
+    """
+    target, judge = connections.target, connections.judge
+    rendered = render(spec.template, instruction=instruction, text=example.input)
+    worst = _bounded_call(target, len(rendered.encode()))
+    if judge is None:
+        return worst
+    read = (spec.metric.rubric or "", example.input, json.dumps(example.output, ensure_ascii=False))
+    answer = JUDGED_BYTES_PER_TOKEN * target.max_tokens
+    n_bytes = sum(len(text.encode()) for text in read) + answer + JUDGE_WORDING_BYTES
+    return worst.at_least(_bounded_call(judge, n_bytes))
+
+
+def _bounded_call(target: TargetView, n_bytes: int) -> Cost:
+    prompt = n_bytes + TOKENS_AROUND_A_MESSAGE
     return Cost(1, prompt + target.max_tokens, money(target, prompt, target.max_tokens))
 
 
-def typical_call(spec: JobSpec, target: TargetView, splits: Splits) -> Cost:
+def typical_call(spec: JobSpec, connections: Connections, splits: Splits) -> Cost:
     """Guess at an average call before any was made: four bytes a token, half an answer."""
+    target, judge = connections.target, connections.judge
     examples = (*splits.validation, *splits.test)
     text = sum(len(example.input.encode()) for example in examples) / len(examples)
     prompt = (len(spec.template.encode()) + TYPICAL_INSTRUCTION_BYTES + text) / 4
     answer = target.max_tokens / 2
-    return Cost(1, math.ceil(prompt + answer), money(target, prompt, answer))
+    tokens, usd = prompt + answer, money(target, prompt, answer)
+    if judge is not None:  # every other call is the judge's
+        rubric = len((spec.metric.rubric or "").encode())
+        prompt = (JUDGE_WORDING_BYTES + rubric + 2 * text) / 4 + answer
+        grade = judge.max_tokens / 2
+        tokens = (tokens + prompt + grade) / 2
+        usd = (usd + money(judge, prompt, grade)) / 2
+    return Cost(1, math.ceil(tokens), usd)
 
 
 def affordable_calls(spec: JobSpec, call: Cost) -> int | None:

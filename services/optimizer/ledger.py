@@ -1,8 +1,7 @@
 """The ledger of paid calls: reserve before, record after, never beyond the budget.
 
-Many calls are in flight at once, so writes are gathered: whoever gets the lock first commits
-everything that is waiting in one fenced transaction, in a thread. An awaited method returns after
-the commit.
+Many calls are in flight at once, so writes are gathered: while one fenced transaction is committed,
+in a thread, the next one fills. Writes are committed in the order they were made.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Transaction:
 
     session: Session
     row: JobRow
-    handovers: Mapping[int, HandoverRow]
+    handovers: dict[int, HandoverRow]
     new_evaluations: frozenset[tuple[str, int, int]]
 
 
@@ -108,7 +107,7 @@ class Ledger:
         self._next = next_handover
         self._lines: Counter[int] = Counter()
         self._waiting: list[_Write] = []
-        self._lock = asyncio.Lock()
+        self._committing: asyncio.Task[None] | None = None
         self._signals = signals
         self.spent = Cost()
 
@@ -138,27 +137,36 @@ class Ledger:
             row.reserved_calls += cost.calls
             row.reserved_tokens += cost.tokens
             row.reserved_usd += cost.usd
-            tx.session.add(
-                HandoverRow(
-                    job_id=self._claim.job_id,
-                    n=number,
-                    step=step,
-                    arm=arm,
-                    reserved_calls=cost.calls,
-                    reserved_tokens=cost.tokens,
-                    reserved_usd=cost.usd,
-                    lease_token=self._claim.lease_token,
-                )
+            tx.handovers[number] = HandoverRow(
+                job_id=self._claim.job_id,
+                n=number,
+                step=step,
+                arm=arm,
+                state="sent",
+                reserved_calls=cost.calls,
+                reserved_tokens=cost.tokens,
+                reserved_usd=cost.usd,
+                used_calls=0,
+                lease_token=self._claim.lease_token,
             )
+            tx.session.add(tx.handovers[number])
             return Handover(number, n, cost.calls)
 
-        granted: Handover | None = await self._write(_Write(apply, handover=number))
+        try:
+            granted: Handover | None = await asyncio.shield(self._write(_Write(apply, number)))
+        except asyncio.CancelledError:  # nobody will hand it over
+            self._write(_Write(_closing(number, is_in_doubt=False), number))
+            raise
         return granted
 
-    async def record(
+    def record(
         self, handover: Handover, line: ScoreLine, *, step: int, split: str, arm: int, example: int
-    ) -> None:
-        """Store one answer (or a failure that is final) and what it cost."""
+    ) -> asyncio.Future[bool]:
+        """Store one answer (or a failure that is final) and what it cost; whether it was new.
+
+        It is committed when the future is done, and before, or together with, whatever is written
+        from now on.
+        """
         evaluation = {
             "job_id": self._claim.job_id,
             "split": split,
@@ -190,19 +198,17 @@ class Ledger:
             self._charge(tx, handover, line, number)
             return True
 
-        if await self._write(_Write(apply, handover=handover.number, evaluation=evaluation)):
-            meters.note_evaluation(line)
+        return self._write(_Write(apply, handover.number, evaluation))
 
-    async def charge_failure(self, handover: Handover, line: ScoreLine) -> None:
-        """Charge the calls of an example that will be handed over again."""
-        if line.calls == 0:
-            return
+    def charge_failure(self, handover: Handover, line: ScoreLine) -> asyncio.Future[bool]:
+        """Charge the calls of an example that will be handed over again; like `record`."""
         number = self._next_line(handover)
 
-        def apply(tx: Transaction) -> None:
+        def apply(tx: Transaction) -> bool:
             self._charge(tx, handover, line, number)
+            return False
 
-        await self._write(_Write(apply, handover=handover.number))
+        return self._write(_Write(apply, handover.number))
 
     def _next_line(self, handover: Handover) -> int:
         self._lines[handover.number] += 1
@@ -225,14 +231,8 @@ class Ledger:
 
     async def close(self, handover: Handover, *, is_in_doubt: bool = False) -> None:
         """Give back what a handover did not use; in doubt: charge it instead."""
-
-        def apply(tx: Transaction) -> int:
-            held = tx.handovers.get(handover.number)
-            if held is None:
-                return 0
-            return store.close_handover(tx.row, held, is_in_doubt=is_in_doubt)
-
-        meters.IN_DOUBT.inc(await self._write(_Write(apply, handover=handover.number)))
+        closing = _closing(handover.number, is_in_doubt=is_in_doubt)
+        meters.IN_DOUBT.inc(await asyncio.shield(self._write(_Write(closing, handover.number))))
 
     async def set_condition(self, name: str, *, is_on: bool) -> None:
         """Show or clear a condition of the job."""
@@ -245,41 +245,44 @@ class Ledger:
                 kind = "condition_on" if is_on else "condition_off"
                 tx.session.add(store.new_event(tx.row, kind, {"condition": name}))
 
-        await self._write(_Write(apply))
+        await asyncio.shield(self._write(_Write(apply)))
 
     async def refresh(self) -> JobRow:
         """Check the lease and return the job's row as committed; updates flags and spending."""
-        committed: JobRow = await self._write(_Write(lambda tx: tx.row))
+        committed: JobRow = await asyncio.shield(self._write(_Write(lambda tx: tx.row)))
         return committed
 
-    async def _write(self, write: _Write) -> Any:
+    def _write(self, write: _Write) -> asyncio.Future[Any]:
         self._waiting.append(write)
-        flush = asyncio.create_task(self._flush(write))
-        try:
-            return await asyncio.shield(write.done)
-        finally:
-            flush.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit())
+        return write.done
 
-    async def _flush(self, write: _Write) -> None:
-        async with self._lock:
-            if write.done.done() or write not in self._waiting:
-                return
-            batch, self._waiting = self._waiting, []
-            try:
-                results = await asyncio.to_thread(
-                    store.transact_in_thread,
-                    self._database.in_thread,
-                    lambda session: self._apply_all(session, batch),
-                )
-            except BaseException as error:
-                for waiting in batch:
-                    if not waiting.done.done():
-                        waiting.done.set_exception(error)
-                        waiting.done.exception()  # a caller may be gone
-                raise
-            for waiting, result in zip(batch, results, strict=True):
-                if not waiting.done.done():
-                    waiting.done.set_result(result)
+    async def _commit(self) -> None:
+        """Commit what waits, in the order written, until nothing does."""
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._commit_batch(batch)
+        finally:
+            self._committing = None
+
+    async def _commit_batch(self, batch: Sequence[_Write]) -> None:
+        try:
+            results = await asyncio.to_thread(
+                store.transact_in_thread,
+                self._database.in_thread,
+                lambda session: self._apply_all(session, batch),
+            )
+        except Exception as error:  # noqa: BLE001 - whoever waits raises it
+            for write in batch:
+                if not write.done.done():
+                    write.done.set_exception(error)
+                    write.done.exception()  # who waited may be gone
+        else:
+            for write, result in zip(batch, results, strict=True):
+                if not write.done.done():
+                    write.done.set_result(result)
 
     def _apply_all(self, session: Session, batch: Sequence[_Write]) -> list[Any]:
         row = store.guard_in_thread(session, self._claim)
@@ -306,6 +309,14 @@ class Ledger:
             )
         )
         return {handover.n: handover for handover in found}
+
+
+def _closing(number: int, *, is_in_doubt: bool) -> Apply:
+    def apply(tx: Transaction) -> int:
+        held = tx.handovers.get(number)
+        return 0 if held is None else store.close_handover(tx.row, held, is_in_doubt=is_in_doubt)
+
+    return apply
 
 
 def store_evaluations(

@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from instructzero.contracts import JobSpec, JobStatus, StatusReason, TargetView
+from instructzero.contracts import JobSpec, JobStatus, StatusReason
 from instructzero.errors import (
     GeneratorUnavailable,
     InstructZeroError,
@@ -17,7 +17,7 @@ from services.optimizer import final, meters, store
 from services.optimizer.buyer import Buyer, Order, Scorer, first_error
 from services.optimizer.database import Database
 from services.optimizer.failpoints import fail_point
-from services.optimizer.jobs import SEARCH_SHARE_OF_TIME
+from services.optimizer.jobs import SEARCH_SHARE_OF_TIME, Connections
 from services.optimizer.ledger import Ledger, Signals
 from services.optimizer.meters import timed
 from services.optimizer.results import leader
@@ -148,8 +148,8 @@ async def leave(
 
 async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
     """Rebuild everything the job knows from the database."""
-    target = await find_target(claim.spec, deps.scorer)
-    state = JobState.open(claim.job_id, claim.spec, target)
+    connections = await find_connections(claim.spec, deps.scorer)
+    state = JobState.open(claim.job_id, claim.spec, connections)
     writes = deps.database.writes
     meters.IN_DOUBT.inc(
         await store.transact(writes, lambda s: store.charge_calls_in_doubt(s, claim))
@@ -180,16 +180,21 @@ async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
     return JobRun(claim, deps, state, ledger, strategy, permission, buyer, writer)
 
 
-async def find_target(spec: JobSpec, scorer: Scorer) -> TargetView:
-    """Return the job's connection.
+async def find_connections(spec: JobSpec, scorer: Scorer) -> Connections:
+    """Return what the job calls.
 
     Raises:
         JobStopped: it is not registered any more.
     """
-    for target in await scorer.targets():
-        if target.name == spec.target:
-            return target
-    raise JobStopped(f"no target named {spec.target} is registered", reason=UnknownTarget.code)
+    known = {target.name: target for target in await scorer.targets()}
+    try:
+        return Connections.of(spec, known)
+    except KeyError as error:
+        name = error.args[0]
+        raise JobStopped(
+            f"no target named {name} is registered; register it again and submit a new job",
+            reason=UnknownTarget.code,
+        ) from error
 
 
 def _deadlines(spec: JobSpec, used_seconds: float) -> tuple[float | None, float | None]:

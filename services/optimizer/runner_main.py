@@ -49,9 +49,13 @@ async def open_runner(
     async with AsyncExitStack() as stack:
         database = open_database(url, pool_size=settings.jobs_at_once + 2)
         stack.push_async_callback(database.close)
-        generator = HttpGenerator(generator_url, in_flight=settings.generator_in_flight)
+        generator = HttpGenerator(
+            generator_url,
+            in_flight=settings.generator_in_flight,
+            token=settings.generator_token,
+        )
         stack.push_async_callback(generator.aclose)
-        scorer = HttpScorer(scorer_url)
+        scorer = HttpScorer(scorer_url, token=settings.scorer_token)
         stack.push_async_callback(scorer.aclose)
         runner = Runner(LoopDeps(database, generator, scorer, settings))
         yield RunnerProcess(runner, _probes(database))

@@ -19,6 +19,8 @@ class Settings(ServiceSettings):
     api_key_hashes: tuple[str, ...] = Field(
         (), description="SHA-256 hex digests of the API keys that may call; see `instructzero key`"
     )
+    generator_token: SecretStr | None = Field(None, description="what IZ_GENERATOR_TOKEN is there")
+    scorer_token: SecretStr | None = Field(None, description="what IZ_SCORER_TOKEN is there")
     lease_seconds: float = Field(60.0, gt=0)
     heartbeat_seconds: float | None = Field(None, gt=0, description="default: a third of the lease")
     jobs_at_once: int = Field(4, ge=1, le=256)

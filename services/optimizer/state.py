@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from instructzero.contracts import Example, JobSpec, TargetView
+from instructzero.contracts import Example, JobSpec
 from instructzero.errors import JournalDamaged
 from services.optimizer import store
 from services.optimizer.jobs import (
+    Connections,
     Cost,
     Splits,
     affordable_calls,
     calls_per_evaluation,
-    money,
     split_examples,
     typical_call,
 )
@@ -97,7 +97,7 @@ class JobState:
 
     job_id: str
     spec: JobSpec
-    target: TargetView
+    connections: Connections
     splits: Splits
     plan: FinalCheckPlan
     typical: Cost
@@ -111,10 +111,10 @@ class JobState:
     notional: Cost = field(default_factory=Cost)
 
     @classmethod
-    def open(cls, job_id: str, spec: JobSpec, target: TargetView) -> JobState:
+    def open(cls, job_id: str, spec: JobSpec, connections: Connections) -> JobState:
         """Return the state of a job that has not begun."""
         splits = split_examples(spec)
-        typical = typical_call(spec, target, splits)
+        typical = typical_call(spec, connections, splits)
         each = calls_per_evaluation(spec)
         affordable = affordable_calls(spec, typical)
         plan = plan_final_check(
@@ -122,7 +122,7 @@ class JobState:
             len(splits.test),
             spec.task.baseline is not None,
         )
-        return cls(job_id, spec, target, splits, plan, typical)
+        return cls(job_id, spec, connections, splits, plan, typical)
 
     def load(self, journal: Journal) -> None:
         """Take in what the database holds.
@@ -148,16 +148,13 @@ class JobState:
     def add_evaluation(self, row: EvaluationRow) -> None:
         """Take in a stored evaluation."""
         answered = None if row.score is None else Answered(row.score, row.answer)
-        self.settle(
-            (row.split, row.arm, row.example), answered, row.prompt_tokens, row.completion_tokens
-        )
+        tokens = row.prompt_tokens + row.completion_tokens
+        cost = Cost(self.calls_each, tokens, row.usd or 0.0)
+        self.settle((row.split, row.arm, row.example), answered, cost)
 
-    def settle(
-        self, key: tuple[str, int, int], answered: Answered | None, prompt: int, completion: int
-    ) -> None:
-        """Take in an answer (None: there will be none) with its tokens, paid for or cached."""
-        usd = money(self.target, prompt, completion)
-        self.notional = self.notional.plus(Cost(self.calls_each, prompt + completion, usd))
+    def settle(self, key: tuple[str, int, int], answered: Answered | None, cost: Cost) -> None:
+        """Take in an answer (None: there will be none) and what it cost."""
+        self.notional = self.notional.plus(cost)
         split, arm, example = key
         if answered is None:
             self.unanswerable.add(key)
@@ -209,13 +206,16 @@ class JobState:
         """Number of distinct instructions that the search has decided to try."""
         return len({arm for step in self.search_steps for arm, _ in step.pairs})
 
+    @property
+    def in_flight(self) -> int:
+        """Calls that the target takes at once."""
+        return int(str(self.connections.target.limits.get("in_flight") or 32))
+
     def problem(self) -> Problem:
         """Return what the strategy may know of the job."""
         affordable = affordable_calls(self.spec, self.typical)
         if affordable is not None and self.spec.budget.calls is None:
             affordable *= GUESS_MARGIN
-        limits = self.target.limits or {}
-        in_flight = int(str(limits.get("in_flight") or 32))
         return Problem(
             dim=self.spec.generator.intrinsic_dim,
             n_validation=len(self.splits.validation),
@@ -225,7 +225,7 @@ class JobState:
             if affordable is None
             else max(affordable // self.calls_each - self.plan.reserved_calls, 0),
             trials=self.spec.budget.trials,
-            calls_per_round=min(max(in_flight, 16), 64),
+            calls_per_round=min(max(self.in_flight, 16), 64),
             stop_score=self.spec.stop.score,
         )
 

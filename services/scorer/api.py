@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
 from instructzero.contracts import TargetView
-from services.scorer.auth import authorise
+from services import web
 from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
 
@@ -25,7 +25,7 @@ class TargetStatus(BaseModel):
 
 async def _authorise(request: Request) -> None:
     settings: Settings = request.app.state.settings
-    authorise(settings, request.headers.get("authorization", ""))
+    web.check_token(settings.token, request.headers.get("authorization", ""))
 
 
 def _pool(request: Request) -> ScorerPool:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import regex
 
-from instructzero.contracts import ScoreExample
+from instructzero.contracts import JUDGED_BYTES_PER_TOKEN, ScoreExample
 
 BEST: Final = 10
 MAX_REPLY: Final = 20_000
@@ -40,11 +40,15 @@ NAMED_GRADE: Final = regex.compile(
 BARE_GRADE: Final = regex.compile(rf"\A[\s*_`]*({NUMBER}){OUT_OF}[\s*_`.]*\Z")
 
 
-def judge_messages(rubric: str, example: ScoreExample, answer: str) -> list[dict[str, str]]:
+def judge_messages(
+    rubric: str, example: ScoreExample, answer: str, *, max_tokens: int
+) -> list[dict[str, str]]:
     """Return the messages that ask for the grade of one answer.
 
-    The instruction that led to the answer is not shown: the grade depends on the answer alone.
+    The instruction that led to the answer is not shown: the grade depends on the answer alone. An
+    answer longer than `max_tokens` allow is cut off: what a grade may cost was reserved before.
     """
+    answer = answer.encode()[: JUDGED_BYTES_PER_TOKEN * max_tokens].decode(errors="ignore")
     references = json.dumps(list(example.outputs), ensure_ascii=False)
     mark = _mark(rubric, example.input, references, answer)
     blocks = (("input", example.input), ("accepted_outputs", references), ("answer", answer))

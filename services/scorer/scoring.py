@@ -263,7 +263,8 @@ class ScorerPool:
     ) -> float | ScoreError:
         """Buy a grade; one that cannot be read is asked for once more."""
         name, rubric = request.metric.target or "", request.metric.rubric or ""
-        messages = judge_messages(rubric, example, answer.text)
+        sampling = self._targets.get(request.target).config.sampling
+        messages = judge_messages(rubric, example, answer.text, max_tokens=sampling.max_tokens)
         for attempt in range(2):
             reply = await self._answer(request, name, messages, attempt, order, bill)
             if isinstance(reply, ScoreError):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from instructzero.errors import InvalidRequest
 from services.settings import ServiceSettings
 
 
@@ -42,27 +40,6 @@ class Settings(ServiceSettings):
     max_response_bytes: int = Field(2 * 1024 * 1024, ge=1024)
     max_waiting: int = Field(20_000, ge=1, description="examples in hand before 429 is answered")
     drain_seconds: float = Field(60.0, gt=0)
-
-
-def check_exposure(settings: Settings) -> None:
-    """Refuse to listen beyond this machine without a token.
-
-    Raises:
-        InvalidRequest: says how to make a token.
-    """
-    if settings.token is not None and settings.token.get_secret_value():
-        return
-    try:
-        is_local = ip_address(settings.host).is_loopback
-    except ValueError:
-        is_local = settings.host == "localhost"
-    if not is_local:
-        raise InvalidRequest(
-            f"refusing to listen on {settings.host} without a token: set IZ_SCORER_TOKEN to a long "
-            "random string (python -c 'import secrets; print(secrets.token_urlsafe(32))') and give "
-            "the runner the same, or listen on 127.0.0.1",
-            reason="token_missing",
-        )
 
 
 def read_environment(name: str) -> str | None:

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from instructzero.contracts import ScoreCondition, ScoreRequest
 from instructzero.errors import InstructZeroError, InvalidRequest, UnsupportedMediaType
 from services import web
-from services.scorer.auth import authorise
 from services.scorer.lines import ScoreStream
 from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
@@ -63,7 +62,7 @@ class ScoresEndpoint:
 
     async def _read(self, scope: Scope, receive: Receive) -> ScoreRequest:
         headers = Headers(scope=scope)
-        authorise(self._settings, headers.get("authorization", ""))
+        web.check_token(self._settings.token, headers.get("authorization", ""))
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a page in a browser cannot send this unasked
             raise UnsupportedMediaType("send JSON: Content-Type: application/json")

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from instructzero.contracts import TargetView
 from services.optimizer.estimate import estimate_job
+from services.optimizer.jobs import Connections
 from tests.optimizer.worlds import make_spec
 
 
-def target(**changes: Any) -> TargetView:
-    """Return a target with a price."""
+def target(**changes: Any) -> Connections:
+    """Return a connection to a target with a price."""
     fields: dict[str, Any] = {
         "name": "world",
         "model": "m",
@@ -22,7 +23,7 @@ def target(**changes: Any) -> TargetView:
         "price": {"input_per_million": 1.0, "output_per_million": 2.0},
         "max_tokens": 16,
     }
-    return TargetView.model_validate(fields | changes)
+    return Connections(TargetView.model_validate(fields | changes))
 
 
 BUDGETS = st.fixed_dictionaries(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from instructzero.contracts import ScoreCondition, ScoreExample, ScoreLine, ScoreRequest
 from services.optimizer.clients import HttpScorer
@@ -96,11 +97,16 @@ class RemotePool:
 
 
 @asynccontextmanager
-async def serve_scorer(pool: ScorerPool) -> AsyncIterator[str]:
+async def serve_scorer(pool: ScorerPool, settings: Settings = FAST) -> AsyncIterator[str]:
     """Serve a pool on loopback; yields the address."""
-    config = uvicorn.Config(
-        create_app(FAST, pool), port=0, log_config=None, timeout_graceful_shutdown=1
-    )
+    async with serve(create_app(settings, pool)) as url:
+        yield url
+
+
+@asynccontextmanager
+async def serve(app: FastAPI) -> AsyncIterator[str]:
+    """Serve an application on loopback; yields the address."""
+    config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

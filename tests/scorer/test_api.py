@@ -10,7 +10,8 @@ from pydantic import SecretStr
 
 from instructzero.errors import InvalidRequest
 from services.scorer.app import create_app, create_pool
-from services.scorer.settings import Settings, check_exposure
+from services.scorer.settings import Settings
+from services.web import check_exposure
 from tests.scorer.conftest import FAST, PoolMaker, request_for, serve_scorer, until
 from tests.scorer.fake_target import FakeTarget
 
@@ -129,12 +130,14 @@ async def test_more_examples_than_the_process_takes_are_refused(make_pool: PoolM
 def test_listening_beyond_this_machine_needs_a_token(
     host: str, token: str | None, is_refused: bool
 ) -> None:
-    settings = Settings(host=host, token=None if token is None else SecretStr(token))
-    if not is_refused:
-        check_exposure(settings)
-        return
-    with pytest.raises(InvalidRequest, match="IZ_SCORER_TOKEN"):
-        check_exposure(settings)
+    secret = None if token is None else SecretStr(token)
+    for service in ("scorer", "generator"):
+        if not is_refused:
+            check_exposure(service, host, secret)
+            continue
+        needed = f"IZ_{service.upper()}_TOKEN.*IZ_OPTIMIZER_{service.upper()}_TOKEN"
+        with pytest.raises(InvalidRequest, match=needed):
+            check_exposure(service, host, secret)
 
 
 def test_a_scorer_without_a_targets_file_says_how_to_give_one() -> None:

@@ -8,19 +8,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from sqlalchemy import select
 
 from instructzero.contracts import ScoreLine
-from services.optimizer.database import Database, open_database
-from services.optimizer.loop import LoopDeps
-from services.optimizer.runner import Runner
-from services.optimizer.settings import Settings as OptimizerSettings
-from services.optimizer.tables import EvaluationRow, EventRow, JobRow
-from services.scorer.scoring import ScorerPool
-from tests.optimizer.worlds import PlainGenerator, make_spec
 from tests.scorer.conftest import FAST, PoolMaker, collect, request_for
 from tests.scorer.fake_target import FakeTarget, Seen, answer, completion, error, serve_fake
 from tests.scorer.faults import FAULTS, Fault, at_first
+from tests.scorer.jobs import open_jobs
 
 CANARY = "sk-canary-0123456789"
 PATIENT = FAST.model_copy(update={"max_attempts": 2, "breaker_failures": 1_000})
@@ -225,53 +218,6 @@ async def test_a_redirect_is_not_followed_and_the_key_goes_nowhere(
 # --- what the job says --------------------------------------------------------------------------
 
 
-class Jobs:
-    """Jobs of the real loop, store and runner on the real scorer."""
-
-    def __init__(self, database: Database, pool: ScorerPool) -> None:
-        self.database = database
-        self._deps = LoopDeps(
-            database, PlainGenerator(), pool, OptimizerSettings(lease_seconds=30.0)
-        )
-
-    async def run(self, calls: int = 24) -> JobRow:
-        """Run one job to its end and return its row."""
-        spec = make_spec(target="fake", budget={"calls": calls})
-        async with self.database.writes.begin() as session:
-            session.add(
-                JobRow(
-                    id="job_1",
-                    name=spec.name,
-                    tenant=spec.tenant,
-                    spec=spec.model_dump(mode="json"),
-                    spec_hash=spec.spec_hash(),
-                    seed=spec.seed,
-                )
-            )
-        runner = Runner(self._deps, take_over=False)
-        assert await runner.run_one("job_1")
-        runner.close()
-        return await self.row()
-
-    async def row(self) -> JobRow:
-        async with self.database.reads() as session:
-            row = await session.get(JobRow, "job_1")
-        assert row is not None
-        return row
-
-    async def conditions(self) -> set[str]:
-        """Every condition that the job has shown."""
-        async with self.database.reads() as session:
-            events = await session.scalars(
-                select(EventRow.data).where(EventRow.type == "condition_on")
-            )
-        return {str(data["condition"]) for data in events}
-
-    async def evaluations(self) -> list[EvaluationRow]:
-        async with self.database.reads() as session:
-            return list(await session.scalars(select(EvaluationRow)))
-
-
 @LASTING
 async def test_the_job_says_what_is_wrong_and_what_was_paid(
     make_pool: PoolMaker, target: FakeTarget, sqlite_url: str, fault: Fault
@@ -281,14 +227,9 @@ async def test_the_job_says_what_is_wrong_and_what_was_paid(
     target.respond = at_first(fault, n_faults, answer)
     settings = PATIENT.model_copy(update={"max_attempts": 3, "condition_after_seconds": 0.001})
     pool = make_pool(settings, limits={"in_flight": 4}, **fault.config)
-    database = open_database(sqlite_url)
-    jobs = Jobs(database, pool)
-    try:
-        async with asyncio.timeout(60):
-            row = await jobs.run()
+    async with open_jobs(sqlite_url, pool) as jobs, asyncio.timeout(60):
+        row = await jobs.run()
         evaluations, shown = await jobs.evaluations(), await jobs.conditions()
-    finally:
-        await database.close()
     assert row.calls == target.n_requests <= 24
     assert row.failed_calls == min(n_faults, target.n_requests)
     assert row.reserved_calls == row.in_doubt_calls == 0
@@ -313,18 +254,13 @@ async def test_a_job_waits_for_a_target_that_is_not_there_yet(
     async with serve_fake(late):
         port = late.base_url
     settings = FAST.model_copy(update={"condition_after_seconds": 0.01, "patience_seconds": 30})
-    database = open_database(sqlite_url)
-    jobs = Jobs(database, make_pool(settings, base_url=port, limits={"in_flight": 4}))
-    try:
+    pool = make_pool(settings, base_url=port, limits={"in_flight": 4})
+    async with open_jobs(sqlite_url, pool) as jobs, asyncio.timeout(90):
         running = asyncio.create_task(jobs.run())
-        async with asyncio.timeout(30):
-            while "target_unavailable" not in (await jobs.conditions()):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        while "target_unavailable" not in (await jobs.conditions()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         assert (await jobs.row()).calls == 0
         async with serve_fake(late, port=int(port.split(":")[2].split("/")[0])):
-            async with asyncio.timeout(60):
-                row = await running
+            row = await running
         assert (row.status, row.failed_calls, row.conditions) == ("succeeded", 0, [])
         assert row.calls == late.n_requests
-    finally:
-        await database.close()
