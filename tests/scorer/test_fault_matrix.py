@@ -60,7 +60,9 @@ async def test_a_fault_that_passes_costs_its_calls_and_no_example(
     make_pool: PoolMaker, target: FakeTarget, fault: Fault
 ) -> None:
     target.respond = at_first(fault, 2, answer)
-    settings = PATIENT.model_copy(update={"max_attempts": 3, "condition_after_seconds": 0.001})
+    settings = PATIENT.model_copy(
+        update={"max_attempts": 3, "condition_after_seconds": 0.0005, "backoff_base_seconds": 0.02}
+    )
     pool = make_pool(settings, limits={"in_flight": 1}, **fault.config)
     async with asyncio.timeout(30):
         lines, conditions = await collect(pool, request_for(3))
