@@ -4,9 +4,8 @@
     python -m benchmarks.ask
 
 A step decides what to generate and what to buy next, hyper-parameters fitted anew. The plain
-implementation is the paper's step as one writes it with BoTorch and GPyTorch in an afternoon: fit
-a `SingleTaskGP`, put the instruction-coupled kernel (Eq. 9) on its latent kernel, and maximise
-expected improvement for 25 points, one after the other, with `optimize_acqf`. One thread each.
+implementation is the paper's step as one writes it in an afternoon (`plain_step.py`). One thread
+each. Nothing here imports BoTorch until it is compared with, so that memory is that of a search.
 """
 
 from __future__ import annotations
@@ -22,20 +21,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import torch
-from botorch.acquisition.analytic import LogExpectedImprovement
-from botorch.fit import fit_gpytorch_mll
-from botorch.models import SingleTaskGP
-from botorch.optim import optimize_acqf
-from botorch.utils.sampling import manual_seed
-from gpytorch.mlls import ExactMarginalLogLikelihood
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.landscapes import SPECS, Landscape, generate, score
 from benchmarks.record import record
-from services.optimizer.search.coupled import CoupledKernel
+from services.optimizer.search import make_strategy
 from services.optimizer.search.default import DefaultOptions, DefaultStrategy
-from services.optimizer.search.similarity import answer_similarity
 from services.optimizer.search.strategy import (
     Decision,
     Evaluation,
@@ -44,8 +36,9 @@ from services.optimizer.search.strategy import (
     Room,
     Scored,
 )
+from services.optimizer.state import decision_from_json, decision_to_json
 
-DIM, EXAMPLES, BATCH = 10, 20, 25
+DIM, EXAMPLES = 10, 20
 SIZES = (25, 75, 150, 300, 600, 1000)
 PLAIN_UP_TO = 300
 LARGEST = (1000, 2000)
@@ -71,36 +64,6 @@ def strategy_with(n_arms: int, n_examples: int, n_validation: int, seed: int) ->
     ]
     strategy.observe((), scores)
     return strategy
-
-
-def plain_step(n: int, seed: int) -> Callable[[], None]:
-    """Return the paper's step on n scored instructions, written without further thought."""
-    rng = np.random.default_rng(seed)
-    points = torch.tensor(rng.uniform(0.0, 1.0, (n, DIM)))
-    answers = [[str(rng.integers(3)) for _ in range(EXAMPLES)] for _ in range(n)]
-    scores = torch.tensor(rng.uniform(size=(n, 1)))
-    scores = (scores - scores.mean()) / scores.std()
-    bounds = torch.tensor([[0.0] * DIM, [1.0] * DIM], dtype=torch.float64)
-
-    def step() -> None:
-        latent = SingleTaskGP(points, scores, outcome_transform=None)
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(latent.likelihood, latent))
-        similarity = torch.tensor(answer_similarity(answers, "exact"))
-        kernel = CoupledKernel(points, similarity, latent.covar_module.requires_grad_(False), 1.0)
-        seen, values = points, scores
-        noise = latent.likelihood.noise.detach().expand(n, 1)
-        for _ in range(BATCH):
-            model = SingleTaskGP(
-                seen, values, train_Yvar=noise, covar_module=kernel, outcome_transform=None
-            ).eval()
-            acquisition = LogExpectedImprovement(model, best_f=values.max())
-            found, _ = optimize_acqf(acquisition, bounds, q=1, num_restarts=10, raw_samples=256)
-            with torch.no_grad():
-                believed = model.posterior(found).mean
-            seen, values = torch.cat([seen, found]), torch.cat([values, believed])
-            noise = torch.cat([noise, noise[:1]])
-
-    return step
 
 
 def seconds_of(make: Callable[[], Callable[[], object]], repeats: int) -> list[float]:
@@ -136,6 +99,12 @@ def measure(n: int, repeats: int, *, with_plain: bool) -> dict[str, Any]:
         "no_refit_seconds": seconds_of(standing, repeats),
     }
     if with_plain:
+        import torch
+        from botorch.utils.sampling import manual_seed
+
+        from benchmarks.plain_step import plain_step
+
+        torch.set_num_threads(1)
         with warnings.catch_warnings(), manual_seed(0):
             warnings.simplefilter("ignore")
             row["plain_seconds"] = seconds_of(lambda: plain_step(n, seed=n), max(1, repeats // 5))
@@ -153,7 +122,7 @@ def growth(rows: list[dict[str, Any]]) -> float:
 
 
 def memory() -> dict[str, float]:
-    """Return what a step adds to a process's memory at the largest size, in MB."""
+    """Return what a process that takes a step at the largest size uses in memory, in MB."""
     program = (
         "import json, resource; from benchmarks.ask import *; "
         "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
@@ -168,13 +137,46 @@ def memory() -> dict[str, float]:
     return {"before_mb": base / 1024, "peak_mb": peak / 1024, "added_mb": (peak - base) / 1024}
 
 
+def replay(n_calls: int) -> dict[str, Any]:
+    """Time how long a search takes to take in its journal again, and see that it goes on alike."""
+    landscape = Landscape(SPECS["medium"], 0)
+    problem = Problem(DIM, landscape.spec.n_validation, seed=0, calls=2 * n_calls)
+    whole = make_strategy("default", problem)
+    journal: list[tuple[str, list[GeneratedText], list[Scored]]] = []
+    arms: dict[int, int] = {}
+    texts: list[int] = []
+    points = calls = 0
+    while calls < n_calls:
+        decision = whole.propose(Room(calls=problem.calls))
+        if decision is None:
+            raise RuntimeError("the search ended before the journal was long enough")
+        whole.decided(decision)
+        written = generate(landscape, decision.points, points, arms, texts)
+        scored = [score(landscape, texts[pair.arm], pair) for pair in decision.evaluations]
+        whole.observe(written, scored)
+        journal.append((json.dumps(decision_to_json(decision)), written, scored))
+        points, calls = points + len(decision.points), calls + len(scored)
+    begun = time.perf_counter()
+    again = make_strategy("default", problem)
+    for content, written, scored in journal:
+        again.decided(decision_from_json(json.loads(content)))
+        again.observe(written, scored)
+    seconds = time.perf_counter() - begun
+    room = Room(calls=n_calls)
+    return {
+        "evaluations": calls,
+        "decisions": len(journal),
+        "seconds": seconds,
+        "continues_alike": again.propose(room) == whole.propose(room),
+    }
+
+
 def main(arguments: Iterable[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--smoke", action="store_true", help="small sizes, writes nothing")
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args(None if arguments is None else list(arguments))
-    torch.set_num_threads(1)
     sizes = SIZES[:2] if options.smoke else SIZES
     repeats = 2 if options.smoke else options.repeats
     rows = [
@@ -198,8 +200,15 @@ def main(arguments: Iterable[str] | None = None) -> None:
     console.print(table)
     if options.smoke:
         return
-    content = {"rows": rows, "growth_exponent": growth(rows), "memory": memory(), "threads": 1}
+    content = {
+        "rows": rows,
+        "growth_exponent": growth(rows),
+        "memory": memory(),
+        "replay": replay(3000),
+        "threads": 1,
+    }
     console.print(f"growth: n^{content['growth_exponent']:.2f}; memory: {content['memory']}")
+    console.print(f"replay: {content['replay']}")
     console.print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss} kB")
     path = record("ask", content)
     console.print(f"written: benchmarks/results/{path.name}")

@@ -13,14 +13,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks.landscapes import SPECS, Landscape, Run, play
-from benchmarks.record import record
+from benchmarks.record import RESULTS, record
 from services.optimizer.search.report import (
     paired_difference,
     plan_final_check,
@@ -32,6 +34,8 @@ from services.optimizer.search.strategy import Problem
 KINDS = ("easy", "medium", "hard", "flipped", "flat")
 N_VALIDATION, N_TEST = 100, 100
 BUDGETS = (150, 300, 600)
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Levels at which the picture compares what intervals say with what they hold."""
 GOOD_SHARE_OF_BASELINES = 0.3
 """Share of the jobs whose baseline is among the best twentieth of all texts: hard to beat."""
 
@@ -49,6 +53,8 @@ class Outcome:
     true_difference: float
     is_difference_covered: bool
     verdict: str
+    covered_at: tuple[bool, ...]
+    difference_covered_at: tuple[bool, ...]
 
 
 def run_job(seed: int) -> Outcome:
@@ -64,18 +70,25 @@ def run_job(seed: int) -> Outcome:
     fresh = N_VALIDATION + rng.permutation(N_TEST)[: plan.n_examples]
     scores = [landscape.scores[text, fresh].tolist() for text in (winner, baseline)]
     found = score_interval(scores[0])
-    difference = paired_difference(*scores)
-    true_difference = float(landscape.truth[winner] - landscape.truth[baseline])
+    difference = paired_difference(scores[0], scores[1])
+    truth = float(landscape.truth[winner])
+    true_difference = truth - float(landscape.truth[baseline])
+    at = [score_interval(scores[0], level) for level in LEVELS]
+    difference_at = [paired_difference(scores[0], scores[1], level) for level in LEVELS]
     return Outcome(
         kind=kind,
         budget=budget,
         n=plan.n_examples,
-        truth=float(landscape.truth[winner]),
+        truth=truth,
         score=found.mean,
-        is_covered=bool(found.low <= landscape.truth[winner] <= found.high),
+        is_covered=bool(found.low <= truth <= found.high),
         true_difference=true_difference,
         is_difference_covered=bool(difference.low <= true_difference <= difference.high),
         verdict=verdict(difference, plan.n_examples, winner == baseline),
+        covered_at=tuple(bool(i.low <= truth <= i.high) for i in at),
+        difference_covered_at=tuple(
+            bool(i.low <= true_difference <= i.high) for i in difference_at
+        ),
     )
 
 
@@ -103,6 +116,21 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, float]:
     }
 
 
+def figure(outcomes: Sequence[Outcome]) -> Figure:
+    """Draw how often intervals of each level hold the truth, with twice the standard error."""
+    drawn = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = drawn.subplots()
+    axes.plot([0.4, 1.0], [0.4, 1.0], color="0.6", lw=0.8, ls="--")
+    for name, label in (("covered_at", "score"), ("difference_covered_at", "difference")):
+        rates = np.array([getattr(outcome, name) for outcome in outcomes]).mean(axis=0)
+        error = 2.0 * np.sqrt(rates * (1.0 - rates) / len(outcomes))
+        axes.errorbar(LEVELS, rates, yerr=error, marker="o", ms=4, capsize=2, label=label)
+    axes.set(xlabel="level of the interval", ylabel="share that holds the truth")
+    axes.set_title(f"final report, {len(outcomes)} simulated jobs")
+    axes.legend(loc="upper left")
+    return drawn
+
+
 def main(arguments: Iterable[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser()
@@ -119,8 +147,13 @@ def main(arguments: Iterable[str] | None = None) -> None:
     console.print(summary)
     if options.smoke:
         return
+    figure(outcomes).savefig(RESULTS / "calibration.png", dpi=100)
     by_kind = {kind: summarise([o for o in outcomes if o.kind == kind]) for kind in KINDS}
-    content = {"summary": summary, "by_kind": by_kind, "jobs": [asdict(o) for o in outcomes]}
+    content: dict[str, Any] = {"summary": summary, "by_kind": by_kind, "levels": LEVELS}
+    content["coverage_at"] = np.mean([o.covered_at for o in outcomes], axis=0).tolist()
+    content["difference_coverage_at"] = np.mean(
+        [o.difference_covered_at for o in outcomes], axis=0
+    ).tolist()
     path = record("calibration", content)
     console.print(f"written: benchmarks/results/{path.name}")
 

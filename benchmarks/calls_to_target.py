@@ -8,6 +8,12 @@ Read off after every decision: the true score of the instruction that the strate
 then. *Sustained* is the number of calls from which on it always has 95 % of the best attainable;
 *first hit* is where it first has. A run that never gets there counts with its last call, so that
 ratios against it are lower bounds.
+
+`--landscapes demo` plays tasks of the bundled demo model: soft prompts, instructions and
+answers are the model's own.
+
+Rows are kept by landscape and strategy: a run with some of them only (`--strategies instructzero`)
+replaces those and leaves the rest of the file as it was, when the seeds are the same.
 """
 
 from __future__ import annotations
@@ -17,8 +23,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from math import inf, isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,8 +33,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.landscapes import SPECS, Landscape, Run, play
-from benchmarks.record import RESULTS, record
+from benchmarks.demo_landscape import DemoLandscape
+from benchmarks.landscapes import SPECS, Landscape, Playable, Run, play
+from benchmarks.record import RESULTS, commit, record
 
 CHECKPOINTS = (150, 250, 500, 1000, 3000)
 FIRST_SEED = {"development": 0, "report": 100_000}
@@ -39,10 +47,12 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 }
 LOOKS = "calls_to_target_looks"
 SHARE = 0.95
+DEMO = "demo"
+KINDS = (*SPECS, DEMO)
+MEASURES = ("sustained", "first_hit")
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """One run: a strategy on one landscape."""
 
     landscape: str
@@ -60,9 +70,14 @@ class Ratio:
     high: float
 
 
+def make_landscape(kind: str, seed: int) -> Playable:
+    """Return a synthetic landscape, or a task of the demo model."""
+    return DemoLandscape(seed) if kind == DEMO else Landscape(SPECS[kind], seed)
+
+
 def run_cell(cell: Cell) -> Run:
     """Play one run; everything in it follows from the cell."""
-    landscape = Landscape(SPECS[cell.landscape], cell.seed)
+    landscape = make_landscape(cell.landscape, cell.seed)
     return play(cell.strategy, landscape, cell.calls, cell.seed, OPTIONS[cell.strategy])
 
 
@@ -90,48 +105,57 @@ def censored(calls: float, run: Run) -> float:
 
 
 def summarise(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return one row of the table."""
-    sustained = [run.sustained(SHARE) for run in runs]
-    hits = [run.first_hit(SHARE) for run in runs]
+    """Return one row of the table, with all that ratios and curves are made from."""
+    found = {name: [getattr(run, name)(SHARE) for run in runs] for name in MEASURES}
+    grid = np.unique(np.geomspace(10, max(run.calls[-1] for run in runs), 100).astype(int))
+    scores = np.array([[run.at(int(calls)) / run.best for calls in grid] for run in runs])
+    low, high = np.quantile(scores, [0.25, 0.75], axis=0)
+    mean = scores.mean(axis=0)
     return {
+        "commit": commit(),
         "runs": len(runs),
-        "sustained_median": _or_none(float(np.median(sustained))),
-        "sustained_share": float(np.mean(np.isfinite(sustained))),
-        "first_hit_median": _or_none(float(np.median(hits))),
+        "sustained_median": _or_none(float(np.median(found["sustained"]))),
+        "sustained_share": float(np.mean(np.isfinite(found["sustained"]))),
+        "first_hit_median": _or_none(float(np.median(found["first_hit"]))),
         "score_at": {
             str(calls): float(np.mean([run.at(calls) / run.best for run in runs]))
             for calls in CHECKPOINTS
         },
         "points": float(np.mean([run.n_points for run in runs])),
         "seconds": float(np.mean([run.seconds for run in runs])),
-        "sustained": [_or_none(calls) for calls in sustained],
-        "first_hit": [_or_none(calls) for calls in hits],
+        "last_calls": [run.calls[-1] for run in runs],
+        **{name: [_or_none(calls) for calls in values] for name, values in found.items()},
+        **{
+            f"{name}_censored": [censored(c, run) for c, run in zip(values, runs, strict=True)]
+            for name, values in found.items()
+        },
+        "curve": {
+            "calls": grid.tolist(),
+            "mean": mean.round(4).tolist(),
+            "low": low.round(4).tolist(),
+            "high": high.round(4).tolist(),
+        },
     }
 
 
-def compare(mine: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Any]:
-    """Return the ratios of another strategy to `default`, run by run on the same landscapes."""
-    found = {}
-    for name in ("sustained", "first_hit"):
-        ratio = paired_ratio(
-            [censored(getattr(run, name)(SHARE), run) for run in theirs],
-            [censored(getattr(run, name)(SHARE), run) for run in mine],
-        )
-        found[name] = vars(ratio)
-    return found
+def compare(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ratios of another strategy's row to `default`'s, run by run."""
+    return {
+        name: vars(paired_ratio(theirs[f"{name}_censored"], mine[f"{name}_censored"]))
+        for name in MEASURES
+    }
 
 
-def figure(landscape: str, rows: Mapping[str, Sequence[Run]]) -> Figure:
-    """Draw the mean true score against calls, one line a strategy."""
+def figure(landscape: str, rows: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw the mean true score against calls, one line a strategy, with its quartiles."""
     drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = drawn.subplots()
-    for name, runs in rows.items():
-        last = min(run.calls[-1] for run in runs)
-        calls = np.unique(np.geomspace(10, last, 120).astype(int))
-        scores = np.array([[run.at(int(c)) / run.best for c in calls] for run in runs])
-        (line,) = axes.plot(calls, scores.mean(axis=0), label=name)
-        low, high = np.quantile(scores, [0.25, 0.75], axis=0)
-        axes.fill_between(calls, low, high, alpha=0.15, color=line.get_color(), lw=0)
+    for name, row in rows.items():
+        curve = row["curve"]
+        (line,) = axes.plot(curve["calls"], curve["mean"], label=name)
+        axes.fill_between(
+            curve["calls"], curve["low"], curve["high"], alpha=0.15, color=line.get_color(), lw=0
+        )
     axes.axhline(SHARE, color="0.6", lw=0.8, ls="--")
     axes.set(
         xscale="log", xlabel="paid calls", ylabel="true score / best attainable", title=landscape
@@ -141,12 +165,13 @@ def figure(landscape: str, rows: Mapping[str, Sequence[Run]]) -> Figure:
     return drawn
 
 
-def count_look() -> int:
-    """Count a look at the report seeds; return how many there were."""
+def count_look(strategies: Sequence[str], landscapes: Sequence[str]) -> None:
+    """Write down that the report seeds are looked at, before they are."""
     path = RESULTS / f"{LOOKS}.json"
-    looks = json.loads(path.read_text())["looks"] + 1 if path.exists() else 1
-    record(LOOKS, {"looks": looks})
-    return int(looks)
+    looks = json.loads(path.read_text())["looks"] if path.exists() else []
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    look = {"at": now, "commit": commit(), "strategies": strategies, "landscapes": landscapes}
+    record(LOOKS, {"looks": [*looks, look]})
 
 
 def show(rows: Mapping[str, Mapping[str, Any]], ratios: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -176,50 +201,59 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options = _parser().parse_args(None if arguments is None else list(arguments))
     if options.smoke:
         options.seeds, options.calls, options.landscapes = 2, 200, ["easy"]
-    seeds = "report" if options.report else "development"
-    first = FIRST_SEED[seeds]
+    seeds = {
+        "kind": "report" if options.report else "development",
+        "first": FIRST_SEED["report" if options.report else "development"],
+        "count": options.seeds,
+    }
+    if options.report and not options.smoke:
+        count_look(options.strategies, options.landscapes)
     limits = {name: options.calls for name in options.strategies}
     limits["instructzero"] = options.baseline_calls or options.calls
     cells = [
-        Cell(landscape, strategy, first + seed, limits[strategy])
+        Cell(landscape, strategy, seeds["first"] + seed, limits[strategy])
         for landscape in options.landscapes
         for strategy in options.strategies
         for seed in range(options.seeds)
     ]
     played = run_all(cells, options.workers)
-    rows, ratios = {}, {}
+    name = f"calls_to_target_{seeds['kind']}"
+    rows = {} if options.smoke else earlier_rows(name, seeds)
     for landscape in options.landscapes:
-        groups = {
-            name: [
-                run
-                for cell, run in played.items()
-                if cell.landscape == landscape and cell.strategy == name
-            ]
-            for name in options.strategies
-        }
-        for name, runs in groups.items():
-            rows[f"{landscape}/{name}"] = summarise(runs)
-            if name != "default" and "default" in groups:
-                ratios[f"{landscape}/{name}"] = compare(groups["default"], runs)
-        if not options.smoke:
-            RESULTS.mkdir(exist_ok=True)
-            figure(landscape, groups).savefig(
-                RESULTS / f"calls_to_target_{seeds}_{landscape}.png", dpi=130
-            )
+        for strategy in options.strategies:
+            runs = [run for cell, run in played.items() if cell[:2] == (landscape, strategy)]
+            rows[f"{landscape}/{strategy}"] = {"limit": limits[strategy], **summarise(runs)}
+    rows = {key: rows[key] for key in sorted(rows, key=_place)}
+    ratios = {
+        key: compare(rows[mine], row)
+        for key, row in rows.items()
+        if (mine := f"{key.split('/')[0]}/default") in rows and key != mine
+    }
     Console(width=150).print(show(rows, ratios))
     if options.smoke:
         return
-    content = {
-        "seeds": {"kind": seeds, "first": first, "count": options.seeds},
-        "looks_at_report_seeds": count_look() if options.report else None,
-        "calls": limits,
-        "share_of_best": SHARE,
-        "options": OPTIONS,
-        "rows": rows,
-        "ratios": ratios,
-    }
-    path = record(f"calls_to_target_{seeds}", content)
+    content = {"seeds": seeds, "share_of_best": SHARE, "options": OPTIONS}
+    path = record(name, {**content, "rows": rows, "ratios": ratios})
+    for landscape in options.landscapes:
+        here = {
+            key.split("/")[1]: row for key, row in rows.items() if key.split("/")[0] == landscape
+        }
+        figure(landscape, here).savefig(RESULTS / f"{name}_{landscape}.png", dpi=100)
     Console().print(f"written: benchmarks/results/{path.name}")
+
+
+def earlier_rows(name: str, seeds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the rows that an earlier run wrote for the same seeds."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    return dict(earlier["rows"]) if earlier["seeds"] == seeds else {}
+
+
+def _place(key: str) -> tuple[int, int]:
+    landscape, strategy = key.split("/")
+    return KINDS.index(landscape), list(OPTIONS).index(strategy)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -230,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calls", type=int, default=3000)
     parser.add_argument("--baseline-calls", type=int, help="how far instructzero may run")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--landscapes", nargs="+", default=list(SPECS), choices=list(SPECS))
+    parser.add_argument("--landscapes", nargs="+", default=list(SPECS), choices=KINDS)
     parser.add_argument("--strategies", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
     return parser
 

@@ -25,6 +25,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,30 @@ SPECS: Mapping[str, LandscapeSpec] = {
 }
 
 
+class Playable(Protocol):
+    """What a strategy can be played on."""
+
+    dim: int
+    spec: LandscapeSpec
+    best: float
+
+    def text_of(self, points: FloatArray) -> NDArray[np.intp]:
+        """Text of each point, p."""
+        ...
+
+    def answer(self, text: int, example: int) -> str:
+        """What the target answers."""
+        ...
+
+    def score(self, text: int, example: int) -> float:
+        """The score of that answer."""
+        ...
+
+    def true_score(self, text: int) -> float:
+        """The score that no strategy sees."""
+        ...
+
+
 class Landscape:
     """One landscape, drawn from a seed.
 
@@ -135,6 +160,14 @@ class Landscape:
         family = text // self.spec.n_wordings
         pick = _seed("mistake", self._seed, family, example) % 10
         return f"mistake {family if pick < 6 else -pick} {example}"
+
+    def score(self, text: int, example: int) -> float:
+        """The score of that answer."""
+        return float(self.scores[text, example])
+
+    def true_score(self, text: int) -> float:
+        """The score that no strategy sees."""
+        return float(self.truth[text])
 
     def _family(self, points: FloatArray) -> NDArray[np.intp]:
         squared = _squared(points, self._centres)
@@ -210,6 +243,7 @@ class Run:
         n_points: points generated in all.
         seconds: time spent inside the strategy.
         recommended: text of the last recommendation.
+        watched: at each reading, the figure of the strategy's state that was asked for.
     """
 
     best: float
@@ -218,6 +252,7 @@ class Run:
     n_points: int = 0
     seconds: float = 0.0
     recommended: int = 0
+    watched: list[float] = field(default_factory=list)
 
     def at(self, calls: int) -> float:
         """True score of the recommendation after this many calls; 0 before the first reading."""
@@ -238,13 +273,17 @@ class Run:
 
 def play(
     name: str,
-    landscape: Landscape,
+    landscape: Playable,
     calls: int,
     seed: int,
     options: Mapping[str, object] | None = None,
     problem: Problem | None = None,
+    watch: str | None = None,
 ) -> Run:
-    """Drive a strategy over a landscape and read off what it recommends after every decision."""
+    """Drive a strategy over a landscape and read off what it recommends after every decision.
+
+    `watch` names a figure of the strategy's `state` that is read off as well.
+    """
     if problem is None:
         problem = Problem(landscape.dim, landscape.spec.n_validation, seed, calls=calls)
     problem = replace(problem, seed=_seed("job", seed) % 2**31)
@@ -259,9 +298,9 @@ def play(
         if decision is None:
             return run
         strategy.decided(decision)
-        generated = _generate(landscape, decision.points, run.n_points, arms, texts)
+        generated = generate(landscape, decision.points, run.n_points, arms, texts)
         run.n_points += len(decision.points)
-        scored = [_score(landscape, texts[pair.arm], pair) for pair in decision.evaluations]
+        scored = [score(landscape, texts[pair.arm], pair) for pair in decision.evaluations]
         strategy.observe(generated, scored)
         if scored:
             spent += len(scored)
@@ -269,17 +308,23 @@ def play(
             if recommended is not None:
                 run.calls.append(spent)
                 run.recommended = texts[recommended.arm]
-                run.truth.append(float(landscape.truth[run.recommended]))
+                run.truth.append(landscape.true_score(run.recommended))
+                if watch is not None:
+                    run.watched.append(float(cast(float, strategy.state()[watch])))
         run.seconds += time.perf_counter() - begun
 
 
-def _generate(
-    landscape: Landscape,
+def generate(
+    landscape: Playable,
     points: tuple[tuple[float, ...], ...],
     first: int,
     arms: dict[int, int],
     texts: list[int],
 ) -> list[GeneratedText]:
+    """Write the texts of new points, of which `first` is the number of the first one.
+
+    `arms` (arm of each text) and `texts` (text of each arm) are kept up to date.
+    """
     if not points:
         return []
     generated = []
@@ -291,9 +336,10 @@ def _generate(
     return generated
 
 
-def _score(landscape: Landscape, text: int, pair: Evaluation) -> Scored:
-    score = float(landscape.scores[text, pair.example])
-    return Scored(pair.arm, pair.example, score, landscape.answer(text, pair.example))
+def score(landscape: Playable, text: int, pair: Evaluation) -> Scored:
+    """Answer one example and score it."""
+    answer = landscape.answer(text, pair.example)
+    return Scored(pair.arm, pair.example, landscape.score(text, pair.example), answer)
 
 
 def _squared(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -495,6 +495,33 @@ class Comparison(Wire):
     explanation: str
 
 
+class Belief(Wire):
+    """What the search's model believed of an instruction's score when the search ended."""
+
+    instruction: str
+    mean: float
+    sd: float
+
+
+class BoxSlice(Wire):
+    """Expected improvement on a plane of the search box through the leader's soft prompt.
+
+    `value` has a row for each value of the second of the two coordinates `axes`.
+    """
+
+    axes: tuple[int, int]
+    grid: tuple[float, ...]
+    value: tuple[tuple[float, ...], ...]
+    leader: tuple[float, float]
+
+
+class Surrogate(Wire):
+    """The search's model at its end, best instruction first: for pictures, not a measurement."""
+
+    leaders: tuple[Belief, ...]
+    slice: BoxSlice | None = None
+
+
 class Result(Wire):
     """The result document of a finished job."""
 
@@ -514,6 +541,7 @@ class Result(Wire):
     instructions: int
     seed: int
     reproducibility: dict[str, JsonValue] = {}
+    surrogate: Surrogate | None = None
     created_at: datetime
     finished_at: datetime | None = None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import JsonValue
 
-from instructzero.contracts import Comparison, JobStatus, Result, StatusReason, Usage
+from instructzero.contracts import Comparison, JobStatus, Result, StatusReason, Surrogate, Usage
 from services.optimizer import meters, store
 from services.optimizer.buyer import Order
 from services.optimizer.failpoints import fail_point
@@ -113,6 +115,7 @@ def build_result(
     winner: int | None,
     stop_reason: str | None,
     reason: StatusReason | None,
+    surrogate: Surrogate | None = None,
 ) -> Result:
     """Return the result document; everything in it is in the database."""
     by_source = {arm.source: arm.n for arm in reversed(state.arms)}
@@ -146,8 +149,20 @@ def build_result(
         instructions=sum(arm.source != "empty" for arm in state.arms),
         seed=row.seed,
         reproducibility=_reproducibility(state),
+        surrogate=surrogate,
         created_at=row.created_at,
     )
+
+
+def surrogate_of(state: JobState, figures: Mapping[str, Any]) -> Surrogate | None:
+    """Return what a strategy's `state` says of its model, arms by their texts."""
+    if not figures:
+        return None
+    leaders = [
+        {"instruction": state.arms[one["arm"]].text, "mean": one["mean"], "sd": one["sd"]}
+        for one in figures["leaders"]
+    ]
+    return Surrogate.model_validate({"leaders": leaders, "slice": figures.get("slice")})
 
 
 def _comparison(
@@ -214,7 +229,15 @@ async def finish(run: JobRun, status: JobStatus, *, reason: StatusReason | None 
         stop_reason = run.stop_reason
     fail_point("measured")
     row = await run.ledger.refresh()
-    result = build_result(state, row, status, winner=winner, stop_reason=stop_reason, reason=reason)
+    result = build_result(
+        state,
+        row,
+        status,
+        winner=winner,
+        stop_reason=stop_reason,
+        reason=reason,
+        surrogate=surrogate_of(state, await asyncio.to_thread(run.strategy.state)),
+    )
     await store.transact(
         run.deps.database.writes,
         lambda session: store.move_job(

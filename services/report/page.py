@@ -109,10 +109,13 @@ def _pictures(
             next((trial.score for trial in ranked if trial.instruction == winner), None),
             next((trial.score for trial in ranked if _is_measured_baseline(trial)), None),
         )
+    surrogate = result.surrogate if result is not None else None
     found = {
         "allocation": search_plots.allocation(ranked, winner),
         "expectation": search_plots.expectation(search_plots.expected_points(ranked)),
         "acquisition": search_plots.acquisition(ranked),
+        "posterior": search_plots.posterior(surrogate),
+        "box": search_plots.improvement_over_box(surrogate),
     }
     drawn |= {name: svg for name, svg in found.items() if svg is not None}
     return {name: Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - plots escape

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 from matplotlib.ticker import MaxNLocator
 
-from instructzero.contracts import TrialView
+from instructzero.contracts import Surrogate, TrialView
 from services.report.drawing import (
     INK,
     MUTED,
@@ -23,6 +23,7 @@ from services.report.drawing import (
 
 MOST_BARS = 200
 MOST_EXPECTED = 150
+N_SHADES = 6
 LEAST_POINTS = 3
 """Fewer points make no picture."""
 NINETY = 1.645
@@ -190,4 +191,76 @@ def acquisition(trials: Sequence[TrialView]) -> str | None:
             "acquisition",
             f"Acquisition values of {len(points)} proposed points over {len(best)} steps; the best "
             f"value falls from a step to the next {falls} times of {max(len(best) - 1, 0)}.",
+        )
+
+
+def posterior(surrogate: Surrogate | None) -> str | None:
+    """Return what the surrogate believed of the leading instructions when the search ended."""
+    if surrogate is None or len(surrogate.leaders) < LEAST_POINTS:
+        return None
+    leaders = surrogate.leaders
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(height=2.8)
+        places = range(1, len(leaders) + 1)
+        axes.errorbar(
+            places,
+            [belief.mean for belief in leaders],
+            yerr=[NINETY * belief.sd for belief in leaders],
+            fmt="o",
+            color=REFERENCE,
+            markersize=5,
+            elinewidth=1.5,
+            capsize=3,
+            label="posterior mean, 90 % interval of the model",
+        )
+        axes.set_xlabel("leading instructions, by posterior mean")
+        axes.set_ylabel("score (0 to 1)")
+        axes.set_xlim(0.4, len(leaders) + 0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+        axes.grid(axis="x", visible=False)
+        legend_below(figure, axes, columns=1)
+        first, last = leaders[0], leaders[-1]
+        return as_svg(
+            figure,
+            "posterior",
+            f"Posterior of the {len(leaders)} leading instructions, from {first.mean:.2f} "
+            f"(standard deviation {first.sd:.2f}) down to {last.mean:.2f} ({last.sd:.2f}).",
+        )
+
+
+def improvement_over_box(surrogate: Surrogate | None) -> str | None:
+    """Return the expected improvement on a plane of the search box through the leader."""
+    if surrogate is None or surrogate.slice is None:
+        return None
+    plane = surrogate.slice
+    values = [value for row in plane.value for value in row]
+    least, most = min(values), max(values)
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(height=3.4)
+        if most > least:
+            steps = [least + (most - least) * part / N_SHADES for part in range(N_SHADES)]
+            for step in steps:
+                axes.contourf(
+                    plane.grid,
+                    plane.grid,
+                    plane.value,
+                    [step, 2 * most],
+                    colors=[WINNER],
+                    alpha=0.14,
+                )
+        axes.plot(
+            *plane.leader, "*", color=INK, markersize=12, linestyle="none", label="the leader"
+        )
+        axes.set_xlabel(f"coordinate {plane.axes[0] + 1} of z")
+        axes.set_ylabel(f"coordinate {plane.axes[1] + 1} of z")
+        axes.set_aspect("equal")
+        axes.set_xlim(-1.0, 1.0)
+        axes.set_ylim(-1.0, 1.0)
+        axes.grid(visible=False)
+        legend_below(figure, axes, columns=1)
+        return as_svg(
+            figure,
+            "box",
+            "Expected improvement on a plane of the search box through the leader, from "
+            f"{least:.2g} to {most:.2g}; darker is more.",
         )

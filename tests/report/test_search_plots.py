@@ -4,10 +4,17 @@ import re
 
 import pytest
 
-from instructzero.contracts import Event, Measured
+from instructzero.contracts import Belief, BoxSlice, Event, Measured, Surrogate
 from services.report.comparison_plots import Curve, PaperPoint, beside_the_paper, best_by_strategy
 from services.report.page import leader_points, render_report
-from services.report.search_plots import acquisition, allocation, expectation, expected_points
+from services.report.search_plots import (
+    acquisition,
+    allocation,
+    expectation,
+    expected_points,
+    improvement_over_box,
+    posterior,
+)
 from services.report.tables import TablePage, render_table_page
 from tests.report.records import make_events, make_job, make_result, make_trials
 
@@ -52,6 +59,23 @@ def test_acquisition_values_are_named_by_their_kind(values, label):
     svg = acquisition(trials)
     assert re.findall(r">((?:log )?expected improvement)<", svg or "") == [label]
     assert "falls from a step to the next 2 times of 2" in description(svg)
+
+
+def test_the_end_of_the_search_shows_beliefs_and_where_more_was_to_be_gained():
+    leaders = tuple(Belief(instruction=HOSTILE, mean=0.9 - n / 10, sd=0.05) for n in range(4))
+    grid = (-1.0, 0.0, 1.0)
+    value = ((0.0, 0.01, 0.02), (0.01, 0.05, 0.03), (0.0, 0.02, 0.04))
+    plane = BoxSlice(axes=(2, 7), grid=grid, value=value, leader=(0.5, -0.5))
+    surrogate = Surrogate(leaders=leaders, slice=plane)
+    assert "4 leading instructions, from 0.90" in description(posterior(surrogate))
+    drawn = improvement_over_box(surrogate)
+    assert "from 0 to 0.05" in description(drawn)
+    assert re.findall(r">coordinate (\d+) of z<", drawn or "") == ["3", "8"]
+    page = render_report(make_job(), make_result(surrogate=surrogate), make_trials(), make_events())
+    assert "What it believed in the end" in page
+    assert HOSTILE not in page
+    flat = plane.model_copy(update={"value": ((0.0,) * 3,) * 3})
+    assert improvement_over_box(Surrogate(leaders=leaders, slice=flat)) is not None
 
 
 def test_what_was_never_proposed_by_a_surrogate_has_no_picture():

@@ -26,7 +26,7 @@ from services.optimizer.search.strategy import (
     Room,
     Scored,
 )
-from services.optimizer.search.whole_set import BARREN_POINTS, arm_figures, recommend_by_mean
+from services.optimizer.search.whole_set import BARREN_POINTS, recommend_by_mean
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class ApeStrategy:
         return recommend_by_mean(self._seen)
 
     def state(self) -> Mapping[str, object]:
-        """Return every tried arm's mean and count."""
-        return arm_figures(self._seen)
+        """Return nothing: there is no surrogate to show."""
+        return {}
 
     def _choose(self, allowance: Allowance) -> list[Evaluation]:
         arms_per_round = max(1, self._problem.calls_per_round // self._turn)

@@ -27,7 +27,10 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 MAX_FIT_STEPS = 60
-N_RESTARTS = 16
+MAX_SEARCH_STEPS = 10
+JITTER = 1e-6
+"""Added to L: two scored points may be as good as equal and yet have given different texts."""
+N_RESTARTS = 8
 N_RAW = 256
 
 
@@ -46,28 +49,36 @@ class CoupledKernel(Kernel):  # type: ignore[misc]  # GPyTorch has no types
             scale: s, prior variance.
         """
         super().__init__()
-        self.latent, self.scale, self.scored = latent, scale, scored
+        self.latent, self.scale, self.scored, self._similarity = latent, scale, scored, similarity
         with torch.no_grad():
             gram = latent(scored).to_dense()
-            self._lower = psd_safe_cholesky(gram + 1e-8 * torch.eye(len(scored)).to(gram))
-            inner = torch.cholesky_solve(similarity, self._lower)
-            self._weights = torch.cholesky_solve(inner.transpose(-1, -2), self._lower)
+            eye = torch.eye(len(scored)).to(gram)
+            lower = psd_safe_cholesky(gram + JITTER * eye)
+            self._whiten = torch.linalg.solve_triangular(lower, eye, upper=False).mT
+            self._of_scored = gram @ self._whiten
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Covariance, ... x p x r, of ... x p x d and ... x r x d points; or its diagonal."""
-        to_1 = self.latent(x1, self.scored).to_dense()
-        to_2 = self.latent(x2, self.scored).to_dense()
-        white_1 = torch.linalg.solve_triangular(self._lower, to_1.mT, upper=False)
-        white_2 = torch.linalg.solve_triangular(self._lower, to_2.mT, upper=False)
+        white_1, white_2 = self._white(x1), self._white(x2)
+        # Lifted rows a = l_z L^-1, so that the first term is a S a'^T: symmetric as it stands.
+        lifted_1, lifted_2 = white_1 @ self._whiten.mT, white_2 @ self._whiten.mT
         if diag:
-            coupled = ((to_1 @ self._weights) * to_2).sum(-1)
-            residual = self.latent(x1, x2, diag=True) - (white_1 * white_2).sum(-2)
+            coupled = ((lifted_1 @ self._similarity) * lifted_2).sum(-1)
+            residual = self.latent(x1, x2, diag=True) - (white_1 * white_2).sum(-1)
             variance: Tensor = self.scale * (coupled + residual.clamp_min(0.0))
             return variance
-        coupled = to_1 @ self._weights @ to_2.mT
-        residual = self.latent(x1, x2).to_dense() - white_1.mT @ white_2
+        coupled = lifted_1 @ self._similarity @ lifted_2.mT
+        residual = self.latent(x1, x2).to_dense() - white_1 @ white_2.mT
         covariance: Tensor = self.scale * (coupled + residual)
         return covariance
+
+    def _white(self, points: Tensor) -> Tensor:
+        """l_z L^-1/2; GPyTorch hands over the scored points in every batch."""
+        if points.shape[-2:] == self.scored.shape and bool((points == self.scored).all()):
+            known: Tensor = self._of_scored
+            return known
+        white: Tensor = self.latent(points, self.scored).to_dense() @ self._whiten
+        return white
 
 
 def latent_kernel(dim: int) -> MaternKernel:
@@ -118,7 +129,7 @@ def improve(model: SingleTaskGP, best: float, dim: int) -> Tensor:
             num_restarts=N_RESTARTS,
             raw_samples=N_RAW,
             return_best_only=False,
-            options={"maxiter": 40, "batch_limit": N_RESTARTS},
+            options={"maxiter": MAX_SEARCH_STEPS, "batch_limit": N_RESTARTS},
         )
     optima: Tensor = found.reshape(-1, dim).clamp(0.0, 1.0)
     return optima

@@ -27,7 +27,7 @@ from services.optimizer.search.strategy import (
     Scored,
 )
 from services.optimizer.search.threads import one_thread
-from services.optimizer.search.whole_set import BARREN_POINTS, arm_figures
+from services.optimizer.search.whole_set import BARREN_POINTS
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class DefaultOptions:
         uniform_points: points a round proposes at random.
         first_examples: examples an arm gets at first.
         next_examples: examples an arm gets each time it is chosen again.
+        stop_chance: ends the search when the chance that a known instruction is better than the
+            leader by more than a point is below this; 0: never. The chance is the model's own,
+            which is too sure of itself (benchmarks/stop_rule.py).
     """
 
     pool: int | None = None
@@ -53,12 +56,15 @@ class DefaultOptions:
     uniform_points: int = 4
     first_examples: int = 2
     next_examples: int = 5
+    stop_chance: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.chunk, self.initial_arms, self.first_examples, self.next_examples) < 1:
             raise ValueError("chunk, initial_arms and the numbers of examples must be at least 1")
         if min(self.max_points, self.guided_points, self.uniform_points, self.pool or 1) < 0:
             raise ValueError("numbers of points must not be negative")
+        if not 0.0 <= self.stop_chance < 1.0:
+            raise ValueError("stop_chance must be at least 0 and below 1")
 
 
 class DefaultStrategy:
@@ -81,6 +87,7 @@ class DefaultStrategy:
                 options.uniform_points,
                 options.first_examples,
                 options.next_examples,
+                options.stop_chance,
             ),
         )
 
@@ -117,9 +124,9 @@ class DefaultStrategy:
             return self._race.recommend()
 
     def state(self) -> Mapping[str, object]:
-        """Return tried arms with mean, count and posterior."""
+        """Return the leaders' posterior, and expected improvement over a slice of the box."""
         with one_thread():
-            return {**arm_figures(self._seen), **self._race.figures()}
+            return self._race.figures()
 
     def _open(self, allowance: Allowance, is_filling: bool) -> Decision | None:
         """Generate the next chunk of the pool; look at the texts of the chunks before it."""

@@ -34,13 +34,13 @@ from services.optimizer.search.strategy import (
 )
 from services.optimizer.search.threads import one_thread
 from services.optimizer.search.whole_set import (
-    arm_figures,
     evaluate_untried,
     n_points_to_propose,
     recommend_by_mean,
 )
 
 MAX_POINTS_PER_ARM = 3
+N_LEADERS = 20
 MAX_FITTED_POINTS = 600
 """The surrogate uses the points of the best arms when there are more."""
 
@@ -90,9 +90,12 @@ class InstructZeroStrategy:
         count = n_points_to_propose(seen, allowance, self._n_examples, at_most)
         if not count:
             return None
-        if n_left > 0 or not self._arms_with_points().any():
+        # Where improvement was expected and the last batch wrote nothing new, look elsewhere.
+        is_stuck = seen.barren() >= self._options.batch
+        if n_left > 0 or is_stuck or not self._arms_with_points().any():
             points = sobol_points(self._problem.seed, self._problem.dim, len(seen.points), count)
-            return Decision(points=_as_tuples(points), reason="initial_design")
+            reason = "initial_design" if n_left > 0 else "exploration"
+            return Decision(points=_as_tuples(points), reason=reason)
         with one_thread():
             return self._improve(count)
 
@@ -108,19 +111,34 @@ class InstructZeroStrategy:
         """Return the fully evaluated arm with the best posterior mean under S."""
         if not self._full().any():
             return recommend_by_mean(self._seen)
+        arms, mean, sd = self._posterior()
+        best = int(np.argmax(mean))
+        return Recommendation(
+            int(arms[best]), float(np.clip(mean[best], 0.0, 1.0)), float(sd[best])
+        )
+
+    def state(self) -> Mapping[str, object]:
+        """Return the leaders' posterior under S."""
+        if not self._full().any():
+            return {}
+        arms, mean, sd = self._posterior()
+        ranked = np.argsort(-mean, kind="stable")[:N_LEADERS]
+        return {
+            "leaders": [
+                {"arm": int(arms[row]), "mean": float(mean[row]), "sd": float(sd[row])}
+                for row in ranked
+            ]
+        }
+
+    def _posterior(self) -> tuple[NDArray[np.intp], FloatArray, FloatArray]:
+        """Return the fully evaluated arms with posterior mean and sd of their scores under S."""
         with one_thread():
             scored = self._scored_arms()
         prior = scored.scale * scored.similarity
         gain = np.linalg.solve(prior + np.diag(scored.noise), prior)
         mean = scored.centre + scored.spread * (gain.T @ scored.scores)
         variance = np.maximum(np.diag(prior) - (prior * gain).sum(axis=0), 0.0)
-        best = int(np.argmax(mean))
-        sd = scored.spread * float(np.sqrt(variance[best]))
-        return Recommendation(int(scored.arms[best]), float(np.clip(mean[best], 0.0, 1.0)), sd)
-
-    def state(self) -> Mapping[str, object]:
-        """Return every tried arm's mean and count."""
-        return arm_figures(self._seen)
+        return scored.arms, mean, scored.spread * np.sqrt(variance)
 
     def _full(self) -> NDArray[np.bool_]:
         return np.asarray(self._seen.n_observed() >= self._n_examples, dtype=np.bool_)

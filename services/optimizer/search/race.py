@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from services.optimizer.search.allowance import Allowance
+from services.optimizer.search.box import improvement_slice
 from services.optimizer.search.kernel import ArmPoints, distances
 from services.optimizer.search.observations import Observations
 from services.optimizer.search.proposals import (
@@ -39,6 +41,8 @@ EXPLORATION_CALLS = 200
 """Half of each round explores until this many calls were bought; then a falling share."""
 EXPLORATION_EXAMPLES = 20
 """Exploration looks at arms with fewer examples than this."""
+BETTER_BY = 0.01
+"""A better arm than the leader is one that is better by more than this."""
 N_CANDIDATES = 250
 """Candidate points of either kind."""
 
@@ -50,6 +54,7 @@ class RaceOptions(NamedTuple):
     uniform_points: int
     first_examples: int
     next_examples: int
+    stop_chance: float
 
 
 class Standing(NamedTuple):
@@ -78,6 +83,8 @@ class Race:
         """Buy one round of calls and propose up to `n_points` points."""
         memo = self._memo_after_fit()
         standing = self._standing(_scales(memo))
+        if chance_of_better(standing) < self._options.stop_chance:
+            return None
         evaluations = self._allocate(standing, allowance)
         n_points = min(n_points, self._options.guided_points + self._options.uniform_points)
         points, notes = self._points(standing, n_points) if allowance.calls else ((), ())
@@ -101,10 +108,18 @@ class Race:
         return Recommendation(arm, float(standing.mean[arm]), float(standing.sd[arm]))
 
     def figures(self) -> Mapping[str, object]:
-        """Return the leading arms with posterior mean and sd, for plots."""
+        """Return what `Strategy.state` tells of the posterior."""
         if not self._seen.n_observed().any():
             return {}
-        return _leaders(self._standing(_scales(self._seen.memo)))
+        seen, standing = self._seen, self._standing(_scales(self._seen.memo))
+        found = {**_leaders(standing), "chance_of_better": chance_of_better(standing)}
+        ranked = standing.evaluated[np.argsort(-standing.mean[standing.evaluated], kind="stable")]
+        written = [arm for arm in ranked if seen.arm_points[arm]]
+        if written and seen.problem.dim > 1:
+            leader = np.array(seen.points[seen.arm_points[written[0]][0]])
+            best = float(standing.mean[ranked[0]])
+            found["slice"] = improvement_slice(standing.posterior, best, leader)
+        return found
 
     def _arm_points(self, arms: NDArray[np.intp]) -> ArmPoints:
         seen = self._seen
@@ -250,6 +265,22 @@ class Race:
         apart[np.triu_indices(len(apart))] = np.inf
         nearest = apart[1:].min(axis=1)
         return fit_novelty(nearest, is_new[1:]) if len(nearest) else np.zeros(2)
+
+
+def chance_of_better(standing: Standing) -> float:
+    """Bound the chance that some known arm is better than the leader by more than `BETTER_BY`.
+
+    The sum of the chances of each arm alone, which is at least that of any of them. It takes the
+    model at its word, and knows nothing of texts that were not generated.
+    """
+    row = int(np.argmax(standing.mean[standing.evaluated]))
+    leader = standing.evaluated[row]
+    behind = standing.mean[leader] + BETTER_BY - standing.mean
+    variance = standing.sd**2 + standing.sd[leader] ** 2
+    variance[standing.evaluated] -= 2.0 * standing.posterior.covariance[row]
+    chances = ndtr(-behind / np.sqrt(np.maximum(variance, 1e-12)))
+    chances[leader] = 0.0
+    return float(min(1.0, chances.sum()))
 
 
 def _scales(memo: Mapping[str, Any]) -> Scales:

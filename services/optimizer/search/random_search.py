@@ -17,7 +17,6 @@ from services.optimizer.search.strategy import (
     Scored,
 )
 from services.optimizer.search.whole_set import (
-    arm_figures,
     evaluate_untried,
     n_points_to_propose,
     recommend_by_mean,
@@ -81,5 +80,5 @@ class RandomStrategy:
         return recommend_by_mean(self._seen)
 
     def state(self) -> Mapping[str, object]:
-        """Return every tried arm's mean and count."""
-        return arm_figures(self._seen)
+        """Return nothing: there is no surrogate to show."""
+        return {}

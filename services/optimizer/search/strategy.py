@@ -153,5 +153,9 @@ class Strategy(Protocol):
         ...
 
     def state(self) -> Mapping[str, object]:
-        """JSON-serialisable figures for plots: arms with posterior mean and sd, and the like."""
+        """JSON-serialisable figures of the surrogate for plots; empty where there is none.
+
+        `leaders`: arms with posterior mean and sd, best first; `chance_of_better`: that another
+        known arm is better than the leader; `slice`: see `box.improvement_slice`.
+        """
         ...

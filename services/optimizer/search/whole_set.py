@@ -48,21 +48,3 @@ def recommend_by_mean(seen: Observations) -> Recommendation | None:
     arm = int(np.argmax(np.where(counts > 0, means, -np.inf)))
     mean = float(means[arm])
     return Recommendation(arm, mean, float(np.sqrt(mean * (1.0 - mean) / (counts[arm] + 3.0))))
-
-
-def arm_figures(seen: Observations) -> dict[str, object]:
-    """Return each tried arm's number, mean and count, for plots."""
-    counts = seen.n_observed()
-    tried = np.flatnonzero(counts)
-    return {
-        "arms": [
-            {
-                "arm": int(arm),
-                "mean": float(np.nanmean(seen.scores[arm])),
-                "n": int(counts[arm]),
-            }
-            for arm in tried
-        ],
-        "n_points": len(seen.points),
-        "n_arms": seen.n_arms,
-    }

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.optimizer.search import surrogate
-from services.optimizer.search.coupled import CoupledKernel, latent_kernel
+from services.optimizer.search.coupled import CoupledKernel, coupled_process, latent_kernel
 from services.optimizer.search.kernel import ArmPoints, arm_kernel, matern52, self_kernel
 from services.optimizer.search.similarity import answer_similarity, nearest_psd, score_similarity
 from services.optimizer.search.strategy import FloatArray
@@ -67,6 +67,88 @@ def test_the_coupled_kernel_is_positive_semi_definite_with_its_own_diagonal(
     assert torch.linalg.eigvalsh((covariance + covariance.T) / 2).min() > -1e-4
     diagonal = kernel(points, diag=True)
     torch.testing.assert_close(diagonal, covariance.diagonal(), atol=1e-6, rtol=1e-6)
+
+
+@st.composite
+def awkward_points(draw: st.DrawFn) -> FloatArray:
+    """Points of the box with repeats, near repeats, corners and the middle among them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dim = draw(st.integers(1, 10))
+    rows = [rng.uniform(-1, 1, dim) for _ in range(draw(st.integers(1, 6)))]
+    for kind in draw(st.lists(st.sampled_from("rncm"), max_size=8)):
+        old = rows[rng.integers(len(rows))]
+        rows.append(
+            {
+                "r": old,
+                "n": np.clip(old + 1e-9, -1, 1),
+                "c": rng.choice([-1.0, 1.0], dim),
+                "m": np.zeros(dim),
+            }[kind]
+        )
+    return np.array(rows)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(awkward_points(), st.sampled_from([0.03, 0.2, 1.5, 10.0]), st.integers(0, 9))
+def test_kernels_are_positive_definite_for_repeated_and_extreme_points(
+    points: FloatArray, length: float, seed: int
+) -> None:
+    arms = ArmPoints([[tuple(point)] for point in points], points.shape[1])
+    prior = surrogate.prior_covariance(arms, Scales(length, 0.05, 0.01))
+    assert np.linalg.eigvalsh(prior).min() > 0.0099
+    rng = np.random.default_rng(seed)
+    answers = [[str(rng.integers(3)) for _ in range(8)] for _ in points]
+    case = Case(
+        torch.tensor((points + 1) / 2), torch.tensor(answer_similarity(answers, "exact")), length, 1
+    )
+    kernel = kernel_of(case)
+    corners = torch.tensor(rng.integers(0, 2, (4, points.shape[1])), dtype=torch.float64)
+    covariance = kernel(torch.cat([case.points, corners, corners])).to_dense()
+    assert torch.isfinite(covariance).all()
+    assert torch.linalg.eigvalsh((covariance + covariance.T) / 2).min() > -1e-4
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(cases(), st.integers(0, 2**32 - 1))
+def test_a_batch_of_points_is_worth_what_they_are_worth_one_at_a_time(
+    case: Case, seed: int
+) -> None:
+    dim = case.points.shape[1]
+    rng = np.random.default_rng(seed)
+    others = torch.tensor(rng.uniform(0, 1, (5, 1, dim)))
+    scores = torch.tensor(rng.normal(size=len(case.points)))
+    noise = torch.full_like(scores, 0.1)
+    latent = latent_kernel(dim)
+    latent.lengthscale = case.length
+    model = coupled_process(
+        case.points, scores, noise, case.similarity, latent.requires_grad_(False), case.scale
+    )
+    with torch.no_grad():
+        batch = model.posterior(others)
+        for row, point in enumerate(others):
+            alone = model.posterior(point)
+            torch.testing.assert_close(batch.mean[row], alone.mean, atol=1e-9, rtol=1e-9)
+            torch.testing.assert_close(batch.variance[row], alone.variance, atol=1e-9, rtol=1e-9)
+        together = model.posterior(others.squeeze(1))
+    torch.testing.assert_close(together.mean, batch.mean.squeeze(1), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(together.variance, batch.variance.squeeze(1), atol=1e-9, rtol=1e-9)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9))
+def test_the_closed_form_takes_other_arms_all_at_once_or_one_by_one(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    arms = ArmPoints([[tuple(p)] for p in rng.uniform(-1, 1, (n, 3))], 3)
+    posterior = Posterior(arms, weigh(rng.integers(0, 2, (n, 6)).astype(float)), Scales())
+    others = [[tuple(p) for p in rng.uniform(-1, 1, (rng.integers(1, 4), 3))] for _ in range(4)]
+    stacked = ArmPoints(others, 3)
+    cross = posterior.cross(stacked)
+    mean, variance = posterior.mean_of(cross), posterior.prior_variance(stacked)
+    for number, group in enumerate(others):
+        one = ArmPoints([group], 3)
+        np.testing.assert_allclose(posterior.cross(one)[:, 0], cross[:, number], atol=1e-12)
+        assert posterior.mean_of(posterior.cross(one))[0] == pytest.approx(mean[number], abs=1e-12)
+        assert posterior.prior_variance(one)[0] == pytest.approx(variance[number], abs=1e-12)
 
 
 def test_far_from_scored_points_the_latent_variance_is_left() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -238,6 +239,30 @@ def test_unknown_strategies_and_options_are_refused() -> None:
         make_strategy("instructzero", problem(), {"batch": 0})
     with pytest.raises(BadOption, match="similarity must be"):
         make_strategy("instructzero", problem(), {"similarity": "cosine"})
+
+
+def test_a_search_that_may_stop_by_itself_ends_when_no_better_instruction_is_likely() -> None:
+    landscape = Landscape(SPECS["easy"], 1)
+    whole = play("default", landscape, 900, 1, watch="chance_of_better")
+    stopped = play("default", landscape, 900, 1, {"stop_chance": 0.5})
+    assert whole.calls[-1] == 900
+    reached = next(n for n, chance in zip(whole.calls, whole.watched, strict=True) if chance < 0.5)
+    assert stopped.calls[-1] == reached < 900
+    with pytest.raises(BadOption, match="stop_chance"):
+        make_strategy("default", problem(), {"stop_chance": 1.0})
+
+
+def test_the_state_shows_the_leaders_best_first_and_a_slice_of_the_box() -> None:
+    strategy, game = make_strategy("default", problem(calls=120)), Game()
+    steps(strategy, game, 120)
+    figures = cast(dict[str, Any], strategy.state())
+    plane = figures["slice"]
+    assert [len(row) for row in plane["value"]] == [len(plane["grid"])] * len(plane["grid"])
+    assert min(min(row) for row in plane["value"]) >= 0
+    assert max(max(row) for row in plane["value"]) > 0
+    means = [leader["mean"] for leader in figures["leaders"]]
+    assert means == sorted(means, reverse=True)
+    assert figures["leaders"][0]["arm"] == strategy.recommend().arm  # type: ignore[union-attr]
 
 
 @pytest.mark.slow

@@ -1,0 +1,206 @@
+"""What each ingredient of the default search is worth: taken out, and the same jobs run again.
+
+    python -m benchmarks.ablation --smoke     # two seeds, writes nothing
+    python -m benchmarks.ablation
+
+Every row changes one thing (an option, or a constant of the search) and plays the same landscapes
+and development seeds. The differences of the true score over the best attainable are paired, with
+95 % bootstrap intervals over the seeds; ratios are of calls until 95 % of the best and staying
+there, above 1 where the change costs calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.calls_to_target import FIRST_SEED, SHARE, censored, paired_ratio
+from benchmarks.landscapes import SPECS, Landscape, Run, play
+from benchmarks.record import record
+
+CHECKPOINTS = (150, 250, 500, 1000)
+CALLS = 1000
+KINDS = ("easy", "medium", "hard", "flipped", "uninformative", "fractional")
+SEARCH = "services.optimizer.search."
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change to the default search.
+
+    Attributes:
+        why: what the row is about.
+        options: options of the strategy.
+        constants: values of constants in the search's modules, by "module.NAME".
+    """
+
+    why: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    constants: Mapping[str, object] = field(default_factory=dict)
+
+
+NO_LATENT = {
+    "surrogate._PRIOR_MEAN": np.log(np.array([1.5, 1e-6, 0.04])),
+    "surrogate._PRIOR_SD": np.array([0.5, 1e-3, 1.0]),
+}
+VARIANTS: Mapping[str, Variant] = {
+    "default": Variant("as it is"),
+    "pool of 100": Variant("fewer instructions before the race", {"pool": 100}),
+    "pool of 200": Variant("fewer instructions before the race", {"pool": 200}),
+    "pool of 1,600": Variant("more instructions before the race", {"pool": 1600}),
+    "first look 5": Variant("five examples for a new arm", {"first_examples": 5}),
+    "no racing": Variant(
+        "twenty examples for every arm", {"first_examples": 20, "next_examples": 20}
+    ),
+    "next look 2": Variant("smaller lots for a known arm", {"next_examples": 2}),
+    "next look 10": Variant("larger lots for a known arm", {"next_examples": 10}),
+    "no guided points": Variant(
+        "no instruction proposed by expected improvement", {"guided_points": 0}
+    ),
+    "no latent kernel": Variant("arms know nothing of one another", {}, NO_LATENT),
+    "one point per arm": Variant(
+        "an arm's kernel sees one of its points", {}, {"race.MAX_POINTS_PER_ARM": 1}
+    ),
+    "no example effects": Variant(
+        "hard examples are not known as such", {}, {"surrogate.EXAMPLE_VARIANCE": 1e-6}
+    ),
+    "no exploring share": Variant(
+        "all of a round by plain knowledge gradient", {}, {"race.EXPLORATION_CALLS": 0}
+    ),
+    "look ahead 5": Variant("no larger lots are weighed", {}, {"racing.LOOK_AHEAD": (5,)}),
+    "no refit": Variant("hyper-parameters of the prior", {}, {"race.REFIT_GROWTH": 1e9}),
+}
+
+
+@contextmanager
+def changed(variant: Variant) -> Iterator[None]:
+    """Set a variant's constants, and set them back."""
+    places = []
+    for name, value in variant.constants.items():
+        module_name, constant = name.rsplit(".", 1)
+        module = importlib.import_module(SEARCH + module_name)
+        places.append((module, constant, getattr(module, constant)))
+        setattr(module, constant, value)
+    try:
+        yield
+    finally:
+        for module, constant, value in places:
+            setattr(module, constant, value)
+
+
+def run_cell(cell: tuple[str, str, int, int]) -> Run:
+    """Play one job of one variant."""
+    name, kind, seed, calls = cell
+    variant = VARIANTS[name]
+    with changed(variant):
+        return play("default", Landscape(SPECS[kind], seed), calls, seed, variant.options)
+
+
+def difference(mine: Sequence[float], full: Sequence[float]) -> dict[str, float]:
+    """Return the mean paired difference with a 95 % bootstrap interval over the seeds."""
+    apart = np.array(mine) - np.array(full)
+    picks = np.random.default_rng(0).integers(len(apart), size=(4000, len(apart)))
+    low, high = np.quantile(apart[picks].mean(axis=1), [0.025, 0.975])
+    return {"mean": float(apart.mean()), "low": float(low), "high": float(high)}
+
+
+def summarise(runs: Sequence[Run], full: Sequence[Run]) -> dict[str, Any]:
+    """Return one row of the table."""
+    row: dict[str, Any] = {"score_at": {}, "difference_at": {}}
+    for calls in CHECKPOINTS:
+        mine = [run.at(calls) / run.best for run in runs]
+        row["score_at"][str(calls)] = float(np.mean(mine))
+        row["difference_at"][str(calls)] = difference(
+            mine, [run.at(calls) / run.best for run in full]
+        )
+    ratio = paired_ratio(
+        [censored(run.sustained(SHARE), run) for run in runs],
+        [censored(run.sustained(SHARE), run) for run in full],
+    )
+    row["calls_ratio"] = vars(ratio)
+    row["points"] = float(np.mean([run.n_points for run in runs]))
+    row["seconds"] = float(np.mean([run.seconds for run in runs]))
+    return row
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
+    parser.add_argument("--smoke", action="store_true", help="tiny, writes nothing")
+    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(SPECS))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    calls = CALLS
+    if options.smoke:
+        options.seeds, options.kinds, calls = 2, ["easy"], 150
+    names = ["default", *(name for name in options.variants if name != "default")]
+    first = FIRST_SEED["development"]
+    cells = [
+        (name, kind, first + seed, calls)
+        for name in names
+        for kind in options.kinds
+        for seed in range(options.seeds)
+    ]
+    console = Console(width=150)
+    with ProcessPoolExecutor(options.workers) as pool:
+        found = track(pool.map(run_cell, cells), "runs", total=len(cells), console=console)
+        runs = dict(zip(cells, found, strict=True))
+    rows: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for kind in [*options.kinds, "all"]:
+        kinds = options.kinds if kind == "all" else [kind]
+        groups = {
+            name: [run for cell, run in runs.items() if cell[0] == name and cell[1] in kinds]
+            for name in names
+        }
+        for name in names:
+            rows[name][kind] = summarise(groups[name], groups["default"])
+    console.print(show(rows))
+    if options.smoke:
+        return
+    content = {
+        "seeds": {"kind": "development", "first": first, "count": options.seeds},
+        "calls": calls,
+        "why": {name: VARIANTS[name].why for name in names},
+        "rows": rows,
+    }
+    console.print(f"written: benchmarks/results/{record('ablation', content).name}")
+
+
+def show(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the table a person reads, over all kinds."""
+    table = Table(title="one ingredient changed at a time; difference to the default, all kinds")
+    table.add_column("variant")
+    for calls in CHECKPOINTS:
+        table.add_column(f"@{calls}", justify="right")
+    table.add_column("calls until 95 %", justify="right")
+    for name, kinds in rows.items():
+        row = kinds["all"]
+        cells = []
+        for calls in CHECKPOINTS:
+            apart = row["difference_at"][str(calls)]
+            cells.append(
+                f"{row['score_at'][str(calls)]:.3f}"
+                if name == "default"
+                else f"{apart['mean']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]"
+            )
+        ratio = row["calls_ratio"]
+        table.add_row(
+            name, *cells, f"{ratio['mean']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
