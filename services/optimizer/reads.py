@@ -168,21 +168,13 @@ async def read_mark(session: AsyncSession, job_id: str) -> Mark:
 
 
 async def read_queue(session: AsyncSession) -> Queue:
-    """Return how many jobs wait and run; reads the index of claimable jobs alone."""
-    active = (str(JobStatus.QUEUED), str(JobStatus.RUNNING))
-    is_queued, is_over = JobRow.status == active[0], JobRow.lease_expires_at < now()
-    row = (
-        await session.execute(
-            select(
-                func.count().filter(is_queued),
-                func.count().filter(JobRow.status == active[1]),
-                func.count().filter(JobRow.status == active[1], is_over),
-                func.min(JobRow.created_at).filter(is_queued),
-                now(),
-            ).where(JobRow.status.in_(active))
-        )
+    """Return how many jobs wait and run; each half reads an index of its own."""
+    waiting = select(func.count(), func.min(JobRow.created_at), now())
+    queued, oldest, at = (
+        await session.execute(waiting.where(JobRow.status == JobStatus.QUEUED))
     ).one()
-    queued, running, expired, oldest, at = row
+    held = select(func.count(), func.count().filter(JobRow.lease_expires_at < now()))
+    running, expired = (await session.execute(held.where(JobRow.status == JobStatus.RUNNING))).one()
     age = 0.0 if oldest is None else max(0.0, (at - oldest).total_seconds())
     return Queue(queued, running, expired, age)
 

@@ -25,7 +25,7 @@ from tests.deploy.compose import ROOT
 from tests.deploy.packages import blocked_modules
 from tests.faults.system import wait_until
 
-START_SECONDS = 240.0
+START_SECONDS = 600.0
 IN_IMAGE = ROOT / "tests" / "deploy" / "in_image.py"
 
 
@@ -158,7 +158,7 @@ class Cluster:
         content: dict[str, Any] = self.call("GET", f"/jobs/{job_id}").json()
         return content
 
-    def wait_for(self, job_id: str, seconds: float = 240.0) -> dict[str, Any]:
+    def wait_for(self, job_id: str, seconds: float = 600.0) -> dict[str, Any]:
         """Wait until a job has ended well."""
 
         def has_ended() -> bool:
