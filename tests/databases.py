@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,19 +38,28 @@ def postgres() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="iz-postgres-", ignore_cleanup_errors=True) as folder:
         server: PostgresServer = get_server(folder, cleanup_mode="stop")
         url = server.get_uri()
+        # No test takes the power away: what a killed server wrote is kept by the system.
+        _execute(url, "ALTER SYSTEM SET fsync TO off", "SELECT pg_reload_conf()")
         _execute(url, f"CREATE DATABASE {TEMPLATE}")
         migrate(server.get_uri(TEMPLATE))
         yield url
         server.cleanup()
 
 
+@contextmanager
+def new_postgres_database(postgres: str, *, template: str = TEMPLATE) -> Iterator[str]:
+    """Yield the URL of a new, migrated database on a server."""
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield make_url(postgres).set(database=name).render_as_string(hide_password=False)
+    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def postgres_url(postgres: str) -> Iterator[str]:
     """The URL of a new, migrated Postgres database."""
-    name = f"test_{uuid.uuid4().hex[:16]}"
-    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    yield make_url(postgres).set(database=name).render_as_string(hide_password=False)
-    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    with new_postgres_database(postgres) as url:
+        yield url
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import Select, select, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -411,15 +413,16 @@ async def read_answer(session: AsyncSession, key: str, max_age_seconds: float) -
 
 
 async def write_answer(session: AsyncSession, key: str, content: dict[str, Any]) -> None:
-    """Store an answer, in place of an older one."""
-    moved = await session.scalar(
-        update(AnswerRow)
-        .where(AnswerRow.key == key)
-        .values(content=content, stored_at=now())
-        .returning(AnswerRow.key)
+    """Store an answer, in place of an older one; two processes may store the same at a time."""
+    is_postgres = session.get_bind().dialect.name == "postgresql"
+    insert = postgresql_insert if is_postgres else sqlite_insert
+    await session.execute(
+        insert(AnswerRow)
+        .values(key=key, content=content)
+        .on_conflict_do_update(
+            index_elements=[AnswerRow.key], set_={"content": content, "stored_at": now()}
+        )
     )
-    if moved is None:
-        await session.execute(insert(AnswerRow).values(key=key, content=content))
 
 
 async def ping(sessions: SessionMaker) -> None:

@@ -95,6 +95,7 @@ class JobRow(Base):
         ),
         CheckConstraint("reserved_calls >= 0", name="ck_jobs_reserved"),
         Index("ix_jobs_newest", "created_at", "id"),
+        Index("ix_jobs_status", "status", "created_at", "id"),
         Index(
             "ix_jobs_queue",
             "tenant",

@@ -1,4 +1,4 @@
-"""Indexes for fair claims, checksums of the journal's rows, and lines charged to a handover.
+"""Indexes for claims and lists, checksums of the journal's rows, lines charged to a handover.
 
 Only adds columns that older runners leave empty, so that it may run under a working system.
 """
@@ -35,4 +35,5 @@ def upgrade() -> None:
         sqlite_where=sa.text("status = 'running'"),
         postgresql_where=sa.text("status = 'running'"),
     )
+    op.create_index("ix_jobs_status", "jobs", ["status", "created_at", "id"])
     op.drop_index("ix_jobs_claimable", table_name="jobs")
