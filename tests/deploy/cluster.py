@@ -163,7 +163,8 @@ class Cluster:
 
         def has_ended() -> bool:
             try:
-                return self.job(job_id).get("status") in {"succeeded", "failed", "cancelled"}
+                job = self.call("GET", f"/jobs/{job_id}", params={"wait": 20}).json()
+                return job.get("status") in {"succeeded", "failed", "cancelled"}
             except httpx.HTTPError:  # the API may be on its way up
                 return False
 
