@@ -59,13 +59,23 @@ def test_without_a_key_or_a_token_nothing_is_served(cluster, part, path):
 
 def test_every_figure_that_alerts_and_dashboard_ask_for_is_told(cluster):
     told: set[str] = set()
+    routes: set[str] = set()
     for name in ("api", "runner-1", "runner-2", "scorer-1", "scorer-2", "generator"):
         headers = {"authorization": f"Bearer {cluster.key}"} if name == "api" else {}
         page = httpx.get(f"{cluster.parts[name].url}/metrics", headers=headers)
         assert page.status_code == 200
-        told |= {family.name for family in text_string_to_metric_families(page.text)}
+        families = list(text_string_to_metric_families(page.text))
+        told |= {family.name for family in families}
+        routes |= {
+            sample.labels["route"]
+            for family in families
+            for sample in family.samples
+            if "route" in sample.labels
+        }
     missing = {name for name in meters() if name not in told}
     assert not missing
+    assert {"/jobs", "/jobs/{job_id}", "/v1/scores", "/v1/instructions", "/healthz"} <= routes
+    assert not any("job_" in route.replace("{job_id}", "") for route in routes)
 
 
 @pytest.mark.parametrize("name", STOPPED)

@@ -135,3 +135,17 @@ def test_python_of_the_pages_runs(walk, fence, capsys):
     program = compile(walk.here(fence.text), fence.name, "exec")
     exec(program, {"spec": spec, "show": lambda _: None})  # noqa: S102 - our own pages
     assert "Rule" in capsys.readouterr().out
+
+
+def test_the_sizes_of_the_guide_are_those_that_were_measured():
+    results = ROOT / "benchmarks" / "results"
+    costs = json.loads((results / "unit_costs.json").read_text())
+    scale = json.loads((results / "scale.json").read_text())
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    assert f"| {costs['scorer_cpu_seconds_per_call'] * 1000:.1f} ms |" in guide
+    assert f"| {costs['runner_cpu_seconds_per_job']:.1f} s |" in guide
+    assert f"| {costs['database_bytes_per_job'] / 1e6:.2f} MB |" in guide
+    units = {part["name"]: part["units"] for part in scale["parts"]}
+    assert f"{units['runner']} runners' cores, {units['scorer']} scorers'" in guide
+    assert f"{units['generator']} GPUs" in guide
+    assert f"Paid calls cost {scale['usd_per_day']['paid calls']:,.0f} dollars a day" in guide
