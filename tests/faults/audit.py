@@ -100,7 +100,8 @@ def judge(
     engine = open_engine(database_url)
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT * FROM audit ORDER BY n")).mappings().all()
-        tokens = dict(connection.execute(text("SELECT id, lease_token FROM jobs")).tuples().all())
+        found = connection.execute(text("SELECT id, lease_token FROM jobs"))
+        tokens = {row.id: row.lease_token for row in found}
         still_open = connection.scalar(text("SELECT count(*) FROM handovers WHERE state = 'sent'"))
     engine.dispose()
     report.require(still_open == 0, f"{still_open} reservations were never settled")
