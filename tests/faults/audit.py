@@ -18,16 +18,17 @@ from tests.faults.workload import Ended, Work
 WATCH = (
     """
     CREATE TABLE audit (
-        n bigserial PRIMARY KEY, job_id text, writer text, token_before int, token_after int,
-        status_before text, status_after text
+        n bigserial PRIMARY KEY, tx bigint, job_id text, writer text, token_before int,
+        token_after int, status_before text, status_after text
     )
     """,
     """
     CREATE FUNCTION note_write() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        INSERT INTO audit (job_id, writer, token_before, token_after, status_before, status_after)
-        VALUES (NEW.id, current_setting('application_name'), OLD.lease_token, NEW.lease_token,
-                OLD.status, NEW.status);
+        INSERT INTO audit (tx, job_id, writer, token_before, token_after, status_before,
+                           status_after)
+        VALUES (txid_current(), NEW.id, current_setting('application_name'), OLD.lease_token,
+                NEW.lease_token, OLD.status, NEW.status);
         RETURN NULL;
     END $$
     """,
@@ -158,13 +159,18 @@ def _judge_job(
 def _stale_writes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the writes of runners to jobs whose newest claim was not theirs."""
     owner: dict[str, str] = {}
+    allowed: dict[str, int] = {}
     stale = []
     for row in rows:
         writer, job_id = str(row["writer"]), str(row["job_id"])
         if not writer.startswith("runner"):
             continue  # the API's flags need no lease
-        if row["token_after"] != row["token_before"]:
+        is_claim = row["token_after"] != row["token_before"]
+        if is_claim:
             owner[job_id] = writer
-        elif owner.get(job_id) != writer or row["status_before"] != "running":
-            stale.append(f"{writer} wrote {job_id} of {owner.get(job_id)}")
+        is_owned = owner.get(job_id) == writer and row["status_before"] == "running"
+        if is_claim or is_owned or allowed.get(job_id) == row["tx"]:  # all of a transaction
+            allowed[job_id] = row["tx"]
+        else:
+            stale.append(f"{dict(row)}, claimed by {owner.get(job_id)}")
     return stale
