@@ -30,6 +30,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def logs_json() -> bool:
+    """Return whether this process logs for a machine to read."""
+    return any(isinstance(each.formatter, JsonFormatter) for each in logging.getLogger().handlers)
+
+
 def configure_logging(style: Literal["json", "text"] = "text", level: str = "INFO") -> None:
     """Send every log record of this process to standard error."""
     handler = logging.StreamHandler(sys.stderr)

@@ -5,6 +5,7 @@ Text of users and models is shown as text: it cannot style, move the cursor, or 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -19,6 +20,7 @@ from rich.text import Text
 from instructzero.contracts import Estimate, Job, Measured, Result
 from services.report import wording
 
+log = logging.getLogger(__name__)
 SPACES = "\n\u00a0\u202f"
 """Harmless, though Python does not call them printable."""
 PLAIN_WIDTH = 100
@@ -43,6 +45,11 @@ class Screen:
     def say(self, text: str = "", *, style: str = "") -> None:
         """Show a line to the person who waits."""
         self._err.print(Text(harmless(text), style=style), soft_wrap=True)
+
+    def stopping(self, hint: str) -> None:
+        """Show what happens after a signal, on a line after the terminal's own `^C`."""
+        self.say()
+        self.say(hint)
 
     def problem(self, text: str) -> None:
         """Show what went wrong."""
@@ -77,6 +84,18 @@ class Screen:
     def jobs(self, jobs: Sequence[Job]) -> None:
         """Show a list of jobs."""
         self._out.print(jobs_table(jobs))
+
+
+class LogScreen(Screen):
+    """The screen of a server that nobody sits before: what it says is a line of its log."""
+
+    def say(self, text: str = "", *, style: str = "") -> None:
+        """Log a line."""
+        log.info(text)
+
+    def stopping(self, hint: str) -> None:
+        """Log what happens after a signal."""
+        log.info(hint)
 
 
 def _console(*, is_error: bool) -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import tempfile
 import traceback
@@ -23,7 +24,9 @@ from instructzero.errors import (
 from services.commands.console import Screen
 from services.commands.job_files import describe
 from services.commands.signals import INTERRUPTED
+from services.telemetry import logs_json
 
+log = logging.getLogger(__name__)
 BAD_USAGE = 2
 FAILED = 1
 LOGS = Path("runs")
@@ -53,7 +56,7 @@ def tell(error: BaseException, *, is_debug: bool) -> int:
         return BAD_USAGE
     if isinstance(error, BrokenPipeError):  # `instructzero export ... | head`
         return FAILED
-    where = "" if is_debug else f"; the log is in {_write_log(error)}"
+    where = "" if is_debug else f"; {_keep(error)}"
     screen.problem(f"something went wrong on our side ({type(error).__name__}){where}")
     return FAILED
 
@@ -89,6 +92,14 @@ def _innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _keep(error: BaseException) -> str:
+    """Keep a traceback where it can be found, and return where that is."""
+    if logs_json():  # a container's files are gone with it
+        log.error("something went wrong on our side", exc_info=error)
+        return "the log says where"
+    return f"the log is in {_write_log(error)}"
 
 
 def _write_log(error: BaseException) -> Path:

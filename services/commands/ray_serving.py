@@ -45,11 +45,11 @@ def serve_on_ray(
     stop = serve_here(settings, log_style=log_style)
     try:
         screen.say(f"Generator on {url}", style="bold")
-        asyncio.run(_until_a_signal())
+        asyncio.run(_until_a_signal(screen))
     finally:
         stop()
     screen.say("Stopped in order.")
 
 
-async def _until_a_signal() -> None:
-    await Stopper(STOPPING).wait()
+async def _until_a_signal(screen: Screen) -> None:
+    await Stopper(STOPPING, screen.stopping).wait()

@@ -6,11 +6,14 @@ import asyncio
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.commands import options as opt
+
+if TYPE_CHECKING:
+    from services.commands.console import Screen
 
 LOCAL = "127.0.0.1"
 DEMO = "demo"
@@ -35,10 +38,13 @@ Log = Annotated[
 ]
 
 
-def _log(style: LogStyle) -> None:
+def _screen(style: LogStyle) -> Screen:
+    """Begin to log, and return where else a server says something: in JSON, nowhere else."""
+    from services.commands.console import LogScreen, Screen
     from services.telemetry import configure_logging
 
     configure_logging(style.value)
+    return LogScreen() if style is LogStyle.JSON else Screen()
 
 
 def _database(given: str | None) -> str:
@@ -63,11 +69,10 @@ def serve(
     log_style: Log = LogStyle.TEXT,
 ) -> None:
     """Serve the REST API and run its jobs: everything in one process."""
-    from services.commands.console import Screen
     from services.commands.serving import Address, ServeRequest, serve_all
     from services.embedded import Options
 
-    _log(log_style)
+    screen = _screen(log_style)
     options = Options(
         _database(database),
         targets=targets,
@@ -76,7 +81,7 @@ def serve(
         model=model,
     )
     request = ServeRequest(options, Address(host, port), with_runner=runner)
-    asyncio.run(serve_all(request, Screen()))
+    asyncio.run(serve_all(request, screen))
 
 
 def demo_target(
@@ -136,14 +141,13 @@ def generator(
     log_style: Log = LogStyle.TEXT,
 ) -> None:
     """Serve the open model that writes instructions; with vllm, on Ray Serve."""
-    from services.commands.console import Screen
     from services.commands.serving import Address, bind, serve_app
     from services.demo import model_source
     from services.generator.app import create_app
     from services.generator.settings import GeneratorSettings
     from services.web import check_exposure
 
-    _log(log_style)
+    screen = _screen(log_style)
     settings = GeneratorSettings(
         host=host, port=port, model=model_source(model), engine=engine.value
     )
@@ -153,10 +157,10 @@ def generator(
     if engine is EngineName.VLLM:
         from services.commands.ray_serving import serve_on_ray
 
-        serve_on_ray(settings, log_style.value, Screen())
+        serve_on_ray(settings, log_style.value, screen)
         return
     with bind(Address(host, port)) as listener:
-        asyncio.run(serve_app(create_app(settings), listener, "Generator", Screen()))
+        asyncio.run(serve_app(create_app(settings), listener, "Generator", screen))
 
 
 def scorer(
@@ -176,13 +180,12 @@ def scorer(
     """Serve the scorer: it calls the targets within their limits and scores the answers."""
     from pydantic import SecretStr
 
-    from services.commands.console import Screen
     from services.commands.serving import Address, bind, serve_app
     from services.scorer.app import create_app
     from services.scorer.settings import Settings
     from services.web import check_exposure
 
-    _log(log_style)
+    screen = _screen(log_style)
     settings = Settings(host=host, port=port, targets=targets)
     if redis is not None:
         settings = settings.model_copy(update={"redis_url": SecretStr(redis)})
@@ -192,7 +195,7 @@ def scorer(
             create_app(settings),
             listener,
             "Scorer",
-            Screen(),
+            screen,
             drain_seconds=settings.drain_seconds,
         )
         asyncio.run(work)
@@ -217,12 +220,11 @@ def runner(
 ) -> None:
     """Run queued jobs of a shared database; generator and scorer are elsewhere."""
     from instructzero.errors import InvalidRequest
-    from services.commands.console import Screen
     from services.commands.serving import Address, bind, serve_runner
     from services.optimizer.runner_main import open_runner
     from services.optimizer.settings import Settings
 
-    _log(log_style)
+    screen = _screen(log_style)
     missing = [
         name
         for name, value in (("--generator-url", generator_url), ("--scorer-url", scorer_url))
@@ -237,7 +239,7 @@ def runner(
     opened = open_runner(settings, generator_url=generator_url, scorer_url=scorer_url)
     with ExitStack() as stack:
         listener = None if port is None else stack.enter_context(bind(Address(host, port)))
-        asyncio.run(serve_runner(opened, listener, Screen()))
+        asyncio.run(serve_runner(opened, listener, screen))
 
 
 def migrate(database: opt.Database = None) -> None:

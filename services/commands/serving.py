@@ -138,7 +138,7 @@ async def serve_all(request: ServeRequest, screen: Screen) -> None:
     from services.optimizer.settings import Settings
 
     check_exposure(request.address.host, Settings())
-    stopper = Stopper(STOPPING)
+    stopper = Stopper(STOPPING, screen.stopping)
     with bind(request.address) as listener:
         if request.with_runner and request.options.generator_url is None:
             screen.say(f"Loading the generator model ({request.options.model}) …")
@@ -185,7 +185,7 @@ async def serve_app(
     drain_seconds: float = DRAIN_SECONDS,
 ) -> None:
     """Serve one part of a cluster until a signal."""
-    stopper = Stopper(STOPPING)
+    stopper = Stopper(STOPPING, screen.stopping)
     screen.say(f"{name} on {url_of(listener)}", style="bold")
     await listen(app, listener, stopper, drain_seconds=drain_seconds)
     screen.say("Stopped in order.")
@@ -201,7 +201,7 @@ async def serve_runner(
     Raises:
         InvalidRequest: the database cannot be used.
     """
-    stopper, drained = Stopper(STOPPING), asyncio.Event()
+    stopper, drained = Stopper(STOPPING, screen.stopping), asyncio.Event()
 
     async def run() -> None:
         try:

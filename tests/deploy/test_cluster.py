@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,3 +92,14 @@ def test_a_part_that_is_told_to_stop_drains_and_costs_no_job_anything(cluster, n
         usage = cluster.wait_for(job_id, PATIENCE)["usage"]
         assert usage["in_doubt_calls"] == 0
         assert usage["calls"] <= 60
+
+
+def test_every_line_of_a_log_is_one_object_and_names_its_job(cluster):
+    named = 0
+    for name in ("scorer-1", "scorer-2", "generator", "api", "runner-1", "runner-2"):
+        lines = cluster.parts[name].log.with_name("1.log").read_text().splitlines()
+        assert lines
+        for line in map(json.loads, lines):
+            assert {"time", "level", "logger", "message"} <= set(line)
+            named += "job_id" in line
+    assert named
