@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
@@ -611,6 +612,19 @@ class GeneratedInstruction(Wire):
     rejected: str | None = None
 
 
+class InstructionLine(Wire):
+    """One NDJSON line: one point's instruction, when it is finished.
+
+    `point` is the point's place in the request.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    point: int = Field(ge=0)
+    fingerprint: str
+    instruction: GeneratedInstruction
+
+
 class GenerateResponse(Wire):
     """Instructions in the order of the request's points."""
 
@@ -618,6 +632,24 @@ class GenerateResponse(Wire):
 
     fingerprint: str
     instructions: tuple[GeneratedInstruction, ...]
+
+    @classmethod
+    def of(cls, lines: Iterable[InstructionLine], *, n_points: int) -> Self:
+        """Put the lines of a streamed answer in order.
+
+        Raises:
+            ValueError: a point has no line, or several, or they are not of one search space.
+        """
+        ordered = sorted(lines, key=lambda line: line.point)
+        if [line.point for line in ordered] != list(range(n_points)):
+            raise ValueError("every point has exactly one line")
+        fingerprints = {line.fingerprint for line in ordered}
+        if len(fingerprints) > 1:
+            raise ValueError("the lines have different fingerprints")
+        return cls(
+            fingerprint=fingerprints.pop(),
+            instructions=tuple(line.instruction for line in ordered),
+        )
 
 
 # --- scorer ---------------------------------------------------------------------------------------
@@ -789,3 +821,11 @@ class ProblemDocument(Wire):
     detail: str
     request_id: str = ""
     errors: tuple[FieldError, ...] = ()
+
+
+class FailureLine(Wire):
+    """The last NDJSON line of a streamed answer that broke off, and why."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    error: ProblemDocument

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from instructzero.contracts import GenerateRequest, GenerateResponse
-from instructzero.errors import GeneratorUnavailable
+from instructzero.contracts import GenerateRequest, GenerateResponse, InstructionLine
+from instructzero.errors import GeneratorUnavailable, InstructZeroError
 from services import web
+from services.generator.line_feed import NDJSON, LineFeed
 from services.generator.settings import GeneratorSettings
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -37,6 +39,10 @@ class InstructionService(Protocol):
         Raises:
             InstructZeroError: there is no answer; its class says whether a retry can help.
         """
+        ...
+
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[tuple[InstructionLine, ...], None]:
+        """Yield the same as they are finished; closing the generator ends the work."""
         ...
 
 
@@ -66,11 +72,18 @@ Authorised = Depends(_authorise)
 Service = Annotated[InstructionService, Depends(_service)]
 
 
-@router.post("/instructions", dependencies=[Authorised])
+@router.post(
+    "/instructions",
+    dependencies=[Authorised],
+    response_model=GenerateResponse,
+    responses={200: {"content": {NDJSON: {}}, "description": "a line a point, if asked for"}},
+)
 async def create_instructions(
     body: GenerateRequest, request: Request, service: Service
-) -> GenerateResponse:
-    """Write one instruction per latent point, in order."""
+) -> GenerateResponse | StreamingResponse:
+    """Write one instruction per latent point: in order, or as NDJSON lines when each is ready."""
+    if NDJSON in request.headers.get("accept", ""):
+        return await _stream(body, request, service)
     work = asyncio.create_task(service.generate(body))
     gone = asyncio.create_task(_disconnected(request))
     try:
@@ -83,6 +96,22 @@ async def create_instructions(
         work.cancel()
         gone.cancel()
         await asyncio.wait({work, gone})
+
+
+async def _stream(
+    body: GenerateRequest, request: Request, service: InstructionService
+) -> StreamingResponse:
+    feed = LineFeed(service.stream(body))
+    gone = asyncio.create_task(_disconnected(request))
+    gone.add_done_callback(lambda done: None if done.cancelled() else feed.cancel())
+    try:
+        first = await feed.next()  # what is refused is refused with a status of its own
+    finally:
+        gone.cancel()  # from here on the response looks out itself
+    if isinstance(first, InstructZeroError):
+        raise first
+    lines = feed.encoded(first, web.request_id_of(request))
+    return StreamingResponse(lines, media_type=NDJSON)
 
 
 @router.get("/models", dependencies=[Authorised])

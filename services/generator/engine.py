@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -88,6 +88,13 @@ class Written(NamedTuple):
 BROKEN = Written("", 0, "non_finite")
 
 
+class Finished(NamedTuple):
+    """A text that is finished, and its prompt's place among those that were asked for."""
+
+    place: int
+    written: Written
+
+
 class Engine(Protocol):
     """Writes texts for prompts of embeddings."""
 
@@ -113,8 +120,12 @@ class Engine(Protocol):
         """Return the rows the model reads for token ids, scaled as it scales them."""
         ...
 
-    async def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Written]:
-        """Write one text per prompt, in order; cancelling the task ends the work.
+    def write(
+        self, prompts: Sequence[Prompt], decoding: Decoding
+    ) -> AsyncGenerator[list[Finished], None]:
+        """Write one text per prompt; yields them as they are finished, some at a time.
+
+        Closing the generator, or cancelling the task that waits for it, ends the work.
 
         Raises:
             InvalidRequest: it is asked for what this engine cannot give.

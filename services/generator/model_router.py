@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ray import serve
@@ -12,7 +13,7 @@ from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from instructzero.contracts import GenerateRequest, GenerateResponse
+from instructzero.contracts import GenerateRequest, GenerateResponse, InstructionLine
 from instructzero.errors import (
     FieldProblem,
     GeneratorUnavailable,
@@ -75,28 +76,55 @@ class ModelRouter:
             Overloaded: the model has as many requests in hand as may be.
             GeneratorUnavailable: no copy of it answers.
         """
-        name = request.model
-        if name not in self._models:
-            if name != DEFAULT:
-                raise _unknown_model(self.names())
-            name = next(iter(self._models))
-        request = request.model_copy(update={"model": DEFAULT})
+        name = self._name_of(request)
         deadline = request.deadline_seconds or self._deadlines[name]
         try:
             async with asyncio.timeout(deadline):
-                if self._n_running.get(name) == 0:
-                    raise GeneratorUnavailable(NONE_RUNS, retry_after_seconds=RETRY_SECONDS)
-                answer = await _call(self._models[name].generate, request)
+                answer = await _call(self._handle(name).generate, _as_default(request))
         except TimeoutError as error:
-            raise GeneratorUnavailable(
-                f"the instructions were not written within {deadline:g} seconds: the model is "
-                "busy, or is being started; try again, or set a longer deadline",
-                reason="deadline_exceeded",
-            ) from error
+            raise _deadline_passed(deadline) from error
         if isinstance(answer, InstructZeroError):
             raise answer
         response: GenerateResponse = answer
         return response
+
+    async def stream(
+        self, request: GenerateRequest
+    ) -> AsyncGenerator[tuple[InstructionLine, ...], None]:
+        """Yield the same as they are finished; closing the generator ends the work."""
+        name = self._name_of(request)
+        deadline = request.deadline_seconds or self._deadlines[name]
+        ends = asyncio.get_running_loop().time() + deadline
+        handle = self._handle(name).options(stream=True)
+        try:
+            with _failures():
+                parts = handle.stream.remote(_as_default(request))
+            try:
+                while True:
+                    async with asyncio.timeout_at(ends):
+                        with _failures():
+                            part = await anext(parts, None)
+                    if isinstance(part, InstructZeroError):
+                        raise part
+                    if part is None:
+                        break
+                    yield part
+            finally:
+                parts.cancel()  # does nothing to a call that has ended
+        except TimeoutError as error:
+            raise _deadline_passed(deadline) from error
+
+    def _name_of(self, request: GenerateRequest) -> str:
+        if request.model in self._models:
+            return request.model
+        if request.model != DEFAULT:
+            raise _unknown_model(self.names())
+        return next(iter(self._models))
+
+    def _handle(self, name: str) -> DeploymentHandle:
+        if self._n_running.get(name) == 0:
+            raise GeneratorUnavailable(NONE_RUNS, retry_after_seconds=RETRY_SECONDS)
+        return self._models[name]
 
     async def _state(self, name: str) -> str:
         if self._n_running.get(name) == 0:
@@ -111,13 +139,20 @@ class ModelRouter:
 
 
 async def _call(method: Any, *arguments: object) -> Any:
-    """Call a deployment; failures become our own, and cancelling the task cancels the call."""
-    try:
+    """Call a deployment; cancelling the task cancels the call."""
+    with _failures():
         response = method.remote(*arguments)
         try:
             return await response
         finally:
             response.cancel()  # does nothing to a call that has ended
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn what a call to a deployment fails with into our own errors."""
+    try:
+        yield
     except BackPressureError as error:
         raise Overloaded(
             "as many requests are in hand as the model takes; try again later",
@@ -133,6 +168,19 @@ async def _call(method: Any, *arguments: object) -> Any:
             "the model's process ended while it wrote; another one is being started",
             retry_after_seconds=RETRY_SECONDS,
         ) from error
+
+
+def _as_default(request: GenerateRequest) -> GenerateRequest:
+    """Return the request as a copy of its model takes it, whatever the model is called here."""
+    return request.model_copy(update={"model": DEFAULT})
+
+
+def _deadline_passed(seconds: float) -> GeneratorUnavailable:
+    return GeneratorUnavailable(
+        f"the instructions were not written within {seconds:g} seconds: the model is "
+        "busy, or is being started; try again, or set a longer deadline",
+        reason="deadline_exceeded",
+    )
 
 
 def _unknown_model(names: tuple[str, ...]) -> InvalidRequest:

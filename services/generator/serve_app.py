@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import ray
@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from instructzero.contracts import GenerateRequest, GenerateResponse
+from instructzero.contracts import GenerateRequest, GenerateResponse, InstructionLine
 from instructzero.errors import (
     GeneratorUnavailable,
     InstructZeroError,
@@ -33,6 +33,7 @@ from services.generator.model_router import RETRY_SECONDS, ModelRouter
 from services.generator.serve_config import LogStyle, ModelSettings, ServeArgs, ServedModel
 from services.generator.settings import (
     GeneratorSettings,
+    give_workers_full_priority,
     send_no_usage_reports,
     served_name,
 )
@@ -66,6 +67,17 @@ class ModelReplica:
             return await self._service.generate(request)
         except InstructZeroError as error:
             return error
+
+    async def stream(
+        self, request: GenerateRequest
+    ) -> AsyncGenerator[tuple[InstructionLine, ...] | InstructZeroError, None]:
+        """Yield the same as they are finished; an error is the last."""
+        try:
+            async with aclosing(self._service.stream(request)) as parts:
+                async for part in parts:
+                    yield part
+        except InstructZeroError as error:
+            yield error
 
     async def state(self) -> str:
         """Return `ok`, or what is wrong."""
@@ -130,12 +142,14 @@ class Front:
         watching.cancel()
 
 
-def build(args: ServeArgs) -> serve.Application:
-    """Build the application that a Serve config describes.
+def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
+    """Build the application that a Serve config describes; Serve gives its `args` as they stand.
 
     Raises:
         InvalidRequest: it would listen beyond this machine without a token.
+        ValidationError: `args` say something else than `ServeArgs` may hold.
     """
+    args = ServeArgs.model_validate(args)
     web.check_exposure("generator", args.host, GeneratorSettings().token)
     models = {model.name: _deploy(model, args.log_style) for model in args.models}
     deadlines = {model.name: model.settings.deadline_seconds for model in args.models}
@@ -147,7 +161,7 @@ def build(args: ServeArgs) -> serve.Application:
         max_queued_requests=QUEUE,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
         graceful_shutdown_timeout_s=max(m.settings.drain_seconds for m in args.models),
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0},  # it must start on a node that models fill
     )
     return front.bind(models, deadlines, args.log_style)
 
@@ -159,6 +173,7 @@ def serve_here(settings: GeneratorSettings, *, log_style: LogStyle = "json") -> 
         InvalidRequest: the model cannot be served; says what to do.
     """
     send_no_usage_reports()
+    give_workers_full_priority()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address="local",

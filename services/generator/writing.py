@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,14 +17,14 @@ from instructzero.contracts import (
     MAX_TEXT,
     GeneratedInstruction,
     GenerateRequest,
-    GenerateResponse,
+    InstructionLine,
     ProjectionSpec,
 )
 from instructzero.errors import FieldProblem, InvalidRequest
 from services.generator import meters
 from services.generator.chat import ChatFormat, SoftPosition
 from services.generator.cleaning import clean
-from services.generator.engine import Decoding, Engine, Prompt, Written
+from services.generator.engine import Decoding, Engine, Finished, Prompt, Written
 from services.generator.guards import reject
 from services.generator.meta_prompt import MetaPrompt, UserTurn
 from services.generator.model_folder import ModelFolder
@@ -77,8 +78,10 @@ class InstructionWriter:
         # Tokenizers are not safe to share between threads, hence one thread.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generator-prompts")
 
-    async def write(self, request: GenerateRequest) -> GenerateResponse:
-        """Return one instruction per point, in order.
+    async def stream(
+        self, request: GenerateRequest
+    ) -> AsyncGenerator[tuple[InstructionLine, ...], None]:
+        """Yield the instructions as they are finished; closing the generator ends the work.
 
         Raises:
             InvalidRequest: the prompt is longer than the model reads.
@@ -89,12 +92,9 @@ class InstructionWriter:
         decoding = Decoding(
             request.max_tokens, request.temperature, request.features, salt=request.tenant
         )
-        written = await self.engine.write(prompts, decoding)
-        instructions = await loop.run_in_executor(self._worker, self._finish, request, written)
-        return GenerateResponse(
-            fingerprint=fingerprint(self._space, request.projection, request.soft_position),
-            instructions=instructions,
-        )
+        async with aclosing(self.engine.write(prompts, decoding)) as parts:
+            async for part in parts:
+                yield await loop.run_in_executor(self._worker, self._finish, request, part)
 
     def assemble(self, request: GenerateRequest) -> list[Prompt]:
         """Return one prompt per point.
@@ -144,9 +144,15 @@ class InstructionWriter:
             )
 
     def _finish(
-        self, request: GenerateRequest, written: Sequence[Written]
-    ) -> tuple[GeneratedInstruction, ...]:
-        return tuple(self._instruction(request, text) for text in written)
+        self, request: GenerateRequest, finished: Sequence[Finished]
+    ) -> tuple[InstructionLine, ...]:
+        space = fingerprint(self._space, request.projection, request.soft_position)
+        return tuple(
+            InstructionLine(
+                point=place, fingerprint=space, instruction=self._instruction(request, written)
+            )
+            for place, written in finished
+        )
 
     def _instruction(self, request: GenerateRequest, written: Written) -> GeneratedInstruction:
         text = clean(written.text)

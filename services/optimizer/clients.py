@@ -9,8 +9,10 @@ import httpx
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from instructzero.contracts import (
+    FailureLine,
     GenerateRequest,
     GenerateResponse,
+    InstructionLine,
     ScoreCondition,
     ScoreLine,
     ScoreRequest,
@@ -27,6 +29,12 @@ from instructzero.errors import (
 CONNECT_SECONDS = 5.0
 GENERATE_SECONDS = 600.0
 QUIET_SECONDS = 300.0
+NDJSON = "application/x-ndjson"
+AS_LINES = {"accept": f"{NDJSON}, application/json;q=0.9"}
+"""Lines keep the connection busy while others are written; a server may still answer at once."""
+_INSTRUCTION: TypeAdapter[InstructionLine | FailureLine] = TypeAdapter(
+    InstructionLine | FailureLine
+)
 _LINE: TypeAdapter[ScoreLine | ScoreCondition] = TypeAdapter(ScoreLine | ScoreCondition)
 _TARGETS = TypeAdapter(tuple[TargetView, ...])
 
@@ -60,6 +68,36 @@ def _headers(token: SecretStr | None) -> dict[str, str]:
     return {} if token is None else {"authorization": f"Bearer {token.get_secret_value()}"}
 
 
+async def _read_instructions(response: httpx.Response, n_points: int) -> GenerateResponse:
+    """Read an answer that comes line by line."""
+    lines: list[InstructionLine] = []
+    async for text in response.aiter_lines():
+        if not text.strip():
+            continue
+        line = _INSTRUCTION.validate_json(text)
+        if isinstance(line, FailureLine):
+            said = f"the generator broke off: {line.error.code}: {line.error.detail[:300]}"
+            raise GeneratorUnavailable(said)
+        lines.append(line)
+    if len(lines) < n_points:
+        raise GeneratorUnavailable("the generator's answer ended before its last line")
+    return GenerateResponse.of(lines, n_points=n_points)
+
+
+def _failure(response: httpx.Response) -> GeneratorUnavailable | GeneratorRefused:
+    if _may_pass(response.status_code):
+        return GeneratorUnavailable(
+            f"the generator answered {_detail(response)}", retry_after_seconds=_pause(response)
+        )
+    return GeneratorRefused(_refusal("generator", response))
+
+
+def _pause(response: httpx.Response) -> float | None:
+    """Return the Retry-After of a response, where it is a number of seconds."""
+    asked = response.headers.get("retry-after", "")
+    return float(asked) if asked.isdigit() else None
+
+
 class HttpGenerator:
     """A generator behind `POST /v1/instructions`."""
 
@@ -80,20 +118,20 @@ class HttpGenerator:
             GeneratorRefused: it refused the request, or answered what cannot be read.
         """
         body = request.model_dump(mode="json", exclude_none=True)
+        asked = self._client.stream("POST", "/v1/instructions", json=body, headers=AS_LINES)
         try:
-            async with self._slots:
-                response = await self._client.post("/v1/instructions", json=body)
+            async with self._slots, asked as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise _failure(response)
+                if NDJSON in response.headers.get("content-type", ""):
+                    return await _read_instructions(response, len(request.points))
+                return GenerateResponse.model_validate_json(await response.aread())
         except httpx.HTTPError as error:
             raise GeneratorUnavailable(
                 f"the generator does not answer ({type(error).__name__})"
             ) from error
-        if _may_pass(response.status_code):
-            raise GeneratorUnavailable(f"the generator answered {_detail(response)}")
-        if response.status_code != 200:
-            raise GeneratorRefused(_refusal("generator", response))
-        try:
-            return GenerateResponse.model_validate_json(response.content)
-        except ValidationError as error:
+        except ValueError as error:  # pydantic's errors are some of them
             raise GeneratorRefused("the generator's answer has another form than agreed") from error
 
     async def models(self) -> tuple[str, ...] | None:

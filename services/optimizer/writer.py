@@ -35,6 +35,8 @@ from services.optimizer.tables import ArmRow, PointRow
 
 log = logging.getLogger(__name__)
 CONDITION = "generator_unavailable"
+LONGEST_PAUSE_SECONDS = 60.0
+_JITTER = wait_random_exponential(0.5, max=10.0)
 _TEXT: TypeAdapter[str] = TypeAdapter(FilledText)
 
 
@@ -100,7 +102,7 @@ class Writer:
         response: GenerateResponse | None = None
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(GeneratorUnavailable),
-            wait=wait_random_exponential(0.5, max=10.0),
+            wait=_pause,
             stop=stop_after_delay(self._patience_seconds),
             before_sleep=self._say_waiting,
             reraise=True,
@@ -206,6 +208,13 @@ class Writer:
         for arm in arms:
             self._state.add_arm(arm)
         self._state.points.extend(rows)
+
+
+def _pause(state: RetryCallState) -> float:
+    """Return when to ask again: when the generator said, or later and later."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked = error.retry_after_seconds if isinstance(error, GeneratorUnavailable) else None
+    return min(asked or 0.0, LONGEST_PAUSE_SECONDS) + float(_JITTER(state))
 
 
 def _unusable(text: str) -> str | None:

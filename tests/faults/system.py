@@ -48,11 +48,11 @@ def answers(url: str) -> bool:
 class Process:
     """One command of the product."""
 
-    def __init__(self, *arguments: str, folder: Path) -> None:
+    def __init__(self, *arguments: str, folder: Path, command: str = COMMAND) -> None:
         self.output = folder / f"{arguments[0]}-{time.monotonic_ns()}.out"
         with self.output.open("wb") as out, self.output.with_suffix(".err").open("wb") as err:
             self._process = subprocess.Popen(
-                [COMMAND, *arguments], stdout=out, stderr=err, cwd=folder
+                [command, *arguments], stdout=out, stderr=err, cwd=folder
             )
 
     @property

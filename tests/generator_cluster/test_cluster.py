@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from instructzero.contracts import GenerateRequest
+from instructzero.contracts import GenerateRequest, GenerateResponse, InstructionLine
 from services.demo import MODEL_PATH
 from services.generator.app import create_service
+from services.generator.service import GeneratorService
 from services.generator.settings import GeneratorSettings
 from services.generator.transformers_engine import TransformersEngine
-from services.generator.writing import InstructionWriter
-from tests.e2e.test_run import trials_of
-from tests.faults.system import Process, demo_target, wait_until, write_job
+from tests.faults.system import wait_until
 from tests.generator_cluster.cluster import (
-    CONTROLLER,
     ENGINE,
-    REPLICA,
     Cluster,
     needs_vllm,
     running_cluster,
@@ -37,6 +33,7 @@ from tests.generator_cluster.likeness import check_likeness
 
 pytestmark = [needs_vllm, pytest.mark.timeout(900)]
 MAX_WAITING = 8
+NDJSON = "application/x-ndjson"
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +44,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Iterator[InstructionWriter]:
+def reference() -> Iterator[GeneratorService]:
     """The transformers engine on the same model."""
     service = create_service(GeneratorSettings(model=str(MODEL_PATH), offline=True))
-    yield service._writer
+    yield service
     asyncio.run(service.aclose())
 
 
-def prompts_of(writer: InstructionWriter, body: dict[str, Any]) -> list[Any]:
-    return writer.assemble(GenerateRequest.model_validate(body))
+def prompts_of(service: GeneratorService, body: dict[str, Any]) -> list[Any]:
+    return service._writer.assemble(GenerateRequest.model_validate(body))
 
 
 def texts(response: httpx.Response) -> list[str]:
@@ -63,17 +60,18 @@ def texts(response: httpx.Response) -> list[str]:
     return [instruction["text"] for instruction in response.json()["instructions"]]
 
 
-def engine_of(writer: InstructionWriter) -> TransformersEngine:
-    assert isinstance(writer.engine, TransformersEngine)
-    return writer.engine
+def engine_of(service: GeneratorService) -> TransformersEngine:
+    engine = service._writer.engine
+    assert isinstance(engine, TransformersEngine)
+    return engine
 
 
 def test_the_instructions_are_the_transformers_engines(
-    cluster: Cluster, reference: InstructionWriter
+    cluster: Cluster, reference: GeneratorService
 ) -> None:
     body = request_body(200)
     ours = texts(cluster.post(body))
-    answer = asyncio.run(reference.write(GenerateRequest.model_validate(body)))
+    answer = asyncio.run(reference.generate(GenerateRequest.model_validate(body)))
     theirs = [instruction.text for instruction in answer.instructions]
     assert len(set(theirs)) > 20
     check_likeness(
@@ -87,7 +85,7 @@ def test_the_instructions_are_the_transformers_engines(
 
 def test_the_models_and_the_health_are_told(cluster: Cluster) -> None:
     names = [model["id"] for model in httpx.get(f"{cluster.url}/v1/models").json()["data"]]
-    assert names == ["default", "model"]
+    assert names == ["default", "demo"]
     ready = httpx.get(f"{cluster.url}/readyz")
     assert (ready.status_code, ready.json()["parts"]) == (200, {"model": "ok"})
     assert httpx.get(f"{cluster.url}/healthz").json() == {"status": "ok"}
@@ -97,7 +95,7 @@ def test_the_models_and_the_health_are_told(cluster: Cluster) -> None:
 
 
 def test_a_point_writes_the_same_whatever_it_is_decoded_with(
-    cluster: Cluster, reference: InstructionWriter
+    cluster: Cluster, reference: GeneratorService
 ) -> None:
     body = request_body(500, seed=1)
     together = texts(cluster.post(body))
@@ -160,6 +158,39 @@ def test_a_client_that_goes_away_frees_the_engine(cluster: Cluster) -> None:
     wait_until(lambda: cluster.metric("ray_vllm_num_requests_running") == 0, seconds=30)
 
 
+def test_lines_come_as_texts_are_finished_and_a_reader_that_leaves_frees_the_engine(
+    cluster: Cluster,
+) -> None:
+    body = request_body(300, seed=6)
+    together = texts(cluster.post(body))
+    response = cluster.post(body, accept=NDJSON)
+    assert response.headers["content-type"].startswith(NDJSON)
+    lines = [InstructionLine.model_validate_json(text) for text in response.text.splitlines()]
+    answer = GenerateResponse.of(lines, n_points=300)
+    assert [each.text for each in answer.instructions] == together
+    assert [line.point for line in lines] != list(range(300))  # not one after the other
+
+    long = request_body(1000, seed=4, temperature=2.0, max_tokens=1024)
+    with httpx.stream(
+        "POST", f"{cluster.url}/v1/instructions", json=long, headers={"accept": NDJSON}, timeout=60
+    ) as stream:
+        InstructionLine.model_validate_json(next(stream.iter_lines()))
+    wait_until(lambda: cluster.metric("ray_vllm_num_requests_running") == 0, seconds=30)
+    refused = cluster.post({**body, "model": "another"}, accept=NDJSON)
+    assert (refused.status_code, refused.json()["code"]) == (422, "unknown_model")
+
+
+def test_features_are_those_of_the_transformers_engine(
+    cluster: Cluster, reference: GeneratorService
+) -> None:
+    body = request_body(20, seed=7, features=True)
+    answer = asyncio.run(reference.generate(GenerateRequest.model_validate(body)))
+    ours = GenerateResponse.model_validate_json(cluster.post(body).content)
+    for one, other in zip(ours.instructions, answer.instructions, strict=True):
+        assert one.features == pytest.approx(other.features, rel=1e-3, abs=1e-3)
+        assert one.text == other.text
+
+
 def test_a_deadline_ends_the_work(cluster: Cluster) -> None:
     body = request_body(1000, seed=5, temperature=2.0, max_tokens=1024, deadline_seconds=0.5)
     response = cluster.post(body)
@@ -184,61 +215,30 @@ def test_the_node_exports_what_an_operator_watches(cluster: Cluster) -> None:
     assert cluster.metric("ray_vllm_generation_tokens_total") > 1000
     assert cluster.metric("ray_vllm_prompt_tokens_total") > 1000
     assert cluster.metric("ray_vllm_prefix_cache_queries_total") > 0
+    body = request_body(
+        3, exemplars=[{"input": f"w{i}", "output": f"a{i}"} for i in range(50)], max_tokens=2
+    )
+    for point in body["points"]:
+        assert cluster.post({**body, "points": [point], "soft_position": "suffix"}).is_success
+    wait_until(lambda: cluster.metric("ray_vllm_prefix_cache_hits_total") > 0, seconds=30)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(
-    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Callable[[str], Process], list[Any]]]:
-    """Give what starts a job on the cluster, and the trials of one that nothing happened to."""
-    folder = tmp_path_factory.mktemp("jobs")
-    with demo_target(folder, latency_ms=0) as target:
-        job = write_job(folder, {"calls": 400})
+def test_a_request_is_logged_with_its_id_and_time(cluster: Cluster) -> None:
+    assert cluster.post({**request_body(2), "request_id": "find-me"}).is_success
 
-        def start(name: str) -> Process:
-            return Process(
-                "run", str(job), "--targets", str(target.targets), "--database", f"{name}.db",
-                "--generator-url", cluster.url, "--json", folder=folder,
-            )  # fmt: skip
+    def found() -> list[dict[str, Any]]:
+        lines = [json.loads(text) for text in cluster.log_lines() if '"find-me"' in text]
+        return [line for line in lines if line["message"].startswith("wrote 2 instructions")]
 
-        process = start("undisturbed")
-        assert process.wait(120) == 0, process.errors()
-        yield start, trials_of(folder / "undisturbed.db")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victims", [(ENGINE, CONTROLLER), (REPLICA + "generator:model",)])
-def test_a_job_waits_for_a_generator_that_was_killed_and_ends_as_if_nothing_had_happened(
-    cluster: Cluster,
-    undisturbed: tuple[Callable[[str], Process], list[Any]],
-    victims: tuple[str, ...],
-) -> None:
-    start, expected = undisturbed
-    for victim in victims:
-        cluster.kill(victim)
-    process = start(f"disturbed-{len(victims)}")
-    database = process.output.parent / f"disturbed-{len(victims)}.db"
-    wait_until(lambda: "generator_unavailable" in conditions(database), seconds=90)
-    assert process.wait(240) == 0, process.errors()
-    assert trials_of(database) == expected
-    cluster.wait_until_ready()
+    wait_until(lambda: bool(found()), seconds=20)
+    (line,) = found()
+    assert line["seconds"] > 0
+    assert line["level"] == "info"
 
 
 def cpu_seconds(cluster: Cluster) -> float:
-    # An earlier test may have killed it.
-    wait_until(lambda: len(cluster.pids("VLLM::Worker")) == 1, seconds=90)
     (worker,) = cluster.pids("VLLM::Worker")
     return float(psutil.Process(worker).cpu_times().user)
-
-
-def conditions(database: Path) -> str:
-    if not database.exists():
-        return ""
-    with sqlite3.connect(database) as connection:
-        try:
-            return str(connection.execute("SELECT conditions FROM jobs").fetchall())
-        except sqlite3.OperationalError:  # not migrated yet
-            return ""
 
 
 def test_what_was_accepted_is_finished_before_the_end(cluster: Cluster) -> None:

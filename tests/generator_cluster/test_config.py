@@ -35,10 +35,9 @@ def test_a_shipped_config_is_what_serve_and_the_application_take(
     content = yaml.safe_load(path.read_text())
     schema = ServeDeploySchema.model_validate(content)
     assert schema.applications[0].import_path == "services.generator.serve_app:build"
-    args = ServeArgs.model_validate(args_of(path))
-    assert schema.http_options.host == args.host
+    assert schema.http_options.host == ServeArgs.model_validate(args_of(path)).host
     monkeypatch.setenv("IZ_GENERATOR_TOKEN", "t" * 40)
-    assert build(args)._bound_deployment.name == "front"
+    assert build(args_of(path))._bound_deployment.name == "front"
 
 
 def test_configs_are_shipped() -> None:
@@ -84,6 +83,20 @@ def test_a_model_takes_as_many_gpus_as_share_it_and_none_on_a_cpu() -> None:
     assert ServedModel.model_validate({**shared, "gpus": 2}).n_gpus == 2
     on_cpu = model(settings={"model": "m", "device": "cpu"})
     assert ServedModel.model_validate(on_cpu).n_gpus == 0
+
+
+def test_the_number_of_copies_follows_the_load_between_its_bounds() -> None:
+    from services.generator.serve_app import build
+
+    bounds = {"min": 2, "max": 5, "target_requests": 3}
+    args = {"models": [model(replicas=bounds), {**model(), "name": "n"}], "host": "127.0.0.1"}
+    models, _, _ = build(args)._bound_deployment.init_args
+    scaled = models["m"]._bound_deployment._deployment_config
+    assert scaled.autoscaling_config.min_replicas == 2
+    assert scaled.autoscaling_config.max_replicas == 5
+    assert scaled.autoscaling_config.target_ongoing_requests == 3
+    fixed = models["n"]._bound_deployment._deployment_config
+    assert (fixed.num_replicas, fixed.autoscaling_config) == (1, None)
 
 
 def test_no_token_travels_with_the_settings_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:

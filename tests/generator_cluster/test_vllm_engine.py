@@ -5,26 +5,32 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from safetensors.torch import load_file, save_file
 
-from instructzero.contracts import GenerateRequest
+from instructzero.contracts import GenerateRequest, GenerateResponse
 from instructzero.errors import GeneratorUnavailable, InvalidRequest
 from services.generator import transformers_engine
-from services.generator.app import open_engine
-from services.generator.checkpoint import read_config
+from services.generator.app import create_app, open_engine
 from services.generator.engine import BROKEN, Decoding, EngineFacts, Prompt
 from services.generator.meta_prompt import CHAT
 from services.generator.model_folder import find_model
+from services.generator.service import GeneratorService
 from services.generator.settings import GeneratorSettings
 from services.generator.transformers_engine import TransformersEngine
 from services.generator.writing import InstructionWriter
+from tests.generator.conftest import serve
 from tests.generator.models import save_model
+from tests.generator.writing import write
 from tests.generator_cluster.cluster import needs_vllm
+from tests.generator_cluster.hostile import request_body
 from tests.generator_cluster.likeness import check_likeness
 
 if TYPE_CHECKING:
@@ -39,6 +45,19 @@ SIZES = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 1024,
 }
+
+
+GEMMA_SIZES = {"num_hidden_layers": 8, "sliding_window": 256}
+"""One layer of eight attends to everything, as in the real ones."""
+
+
+def let_layers_speak(path: Path) -> None:
+    """Weigh what layers add: else a tied, scaled, untrained model repeats its last token."""
+    tensors = load_file(path)
+    for name in tensors:
+        if name.endswith(("attention_layernorm.weight", "feedforward_layernorm.weight")):
+            tensors[name] += 10
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 class Twins:
@@ -70,7 +89,10 @@ class Twins:
 async def twins(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Twins]:
-    folder = save_model(tmp_path_factory.mktemp("models") / "m", request.param, **SIZES)
+    sizes = SIZES | (GEMMA_SIZES if request.param == "gemma3" else {})
+    folder = save_model(tmp_path_factory.mktemp("models") / "m", request.param, **sizes)
+    if request.param == "gemma3":
+        let_layers_speak(folder / "model.safetensors")
     settings = GeneratorSettings(model=str(folder), offline=True, engine="vllm")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs
@@ -91,8 +113,8 @@ async def test_the_rows_are_those_of_the_whole_model(twins: Twins) -> None:
 
 async def test_both_engines_write_the_same(twins: Twins) -> None:
     prompts = twins.prompts(50)
-    ours = await twins.vllm.write(prompts, GREEDY)
-    theirs = await twins.plain.write(prompts, GREEDY)
+    ours = await write(twins.vllm, prompts, GREEDY)
+    theirs = await write(twins.plain, prompts, GREEDY)
     assert len({written.text for written in theirs}) > 10
     pairs = [(one.text, other.text) for one, other in zip(theirs, ours, strict=True)]
     check_likeness(twins.plain, prompts, pairs, share=0.95, gap=1e-2)
@@ -100,16 +122,77 @@ async def test_both_engines_write_the_same(twins: Twins) -> None:
         assert one.text != other.text or one == other
 
 
+async def test_points_over_http_become_the_same_instructions_on_both_engines(
+    twins: Twins,
+) -> None:
+    folder = find_model(twins.settings)
+    body = request_body(60, seed=5, max_tokens=12)
+    answers = []
+    for engine in (twins.plain, twins.vllm):
+        writer = InstructionWriter(engine, folder, CHAT, cached_prompts=2, max_characters=1_000)
+        service = GeneratorService(writer, name="m", max_waiting=8, deadline_seconds=60)
+        app = create_app(twins.settings, service)
+        async with serve(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+            response = await client.post("/v1/instructions", json=body)
+        answers.append(GenerateResponse.model_validate_json(response.content))
+    theirs, ours = answers
+    assert ours.fingerprint != theirs.fingerprint
+    assert len({each.text for each in ours.instructions}) > 5
+    pairs = zip(theirs.instructions, ours.instructions, strict=True)
+    check_likeness(
+        twins.plain,
+        writer.assemble(GenerateRequest.model_validate(body)),
+        [(one.text, other.text) for one, other in pairs],
+        share=0.95,
+        gap=1e-2,
+    )
+
+
+async def test_features_are_those_of_the_other_engine_and_leave_the_texts_alone(
+    twins: Twins,
+) -> None:
+    prompts = [*twins.prompts(40), *twins.prompts(3, length=400)]
+    asked = Decoding(max_tokens=12, salt="t", features=True)
+    await write(twins.vllm, prompts, GREEDY)  # what lies in the cache now has no states to see
+    ours = await write(twins.vllm, prompts, asked)
+    theirs = await write(twins.plain, prompts, asked)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.features is not None
+        assert one.features == pytest.approx(other.features, rel=1e-3, abs=1e-3)
+    plain = await write(twins.vllm, prompts, GREEDY)
+    assert [each.text for each in plain] == [each.text for each in ours]
+    assert {each.features for each in plain} == {None}
+
+
+async def test_texts_come_as_they_are_finished(twins: Twins) -> None:
+    sampled = Decoding(max_tokens=400, temperature=1.5)
+    parts = [
+        [each.written for each in part]
+        async for part in twins.vllm.write(twins.prompts(60), sampled)
+    ]
+    assert len(parts) > 1
+    assert sum(map(len, parts)) == 60
+
+
+async def test_a_reader_that_leaves_frees_the_engine(twins: Twins) -> None:
+    prompts = twins.prompts(40)
+    parts = twins.vllm.write(prompts, Decoding(max_tokens=900, temperature=1.5))
+    await anext(parts)
+    await parts.aclose()
+    assert not twins.vllm._engine.output_processor.has_unfinished_requests()
+    assert await write(twins.vllm, prompts[:1], GREEDY)
+
+
 async def test_a_seeded_text_depends_on_its_seed_alone(twins: Twins) -> None:
     sampled = Decoding(max_tokens=8, temperature=1.5)
     prompts = twins.prompts(6)
-    together = await twins.vllm.write(prompts, sampled)
-    assert await twins.vllm.write(prompts[2:3], sampled) == together[2:3]
-    assert await twins.vllm.write(prompts, sampled) == together
+    together = await write(twins.vllm, prompts, sampled)
+    assert await write(twins.vllm, prompts[2:3], sampled) == together[2:3]
+    assert await write(twins.vllm, prompts, sampled) == together
 
 
 async def test_many_seeded_prompts_at_once_leave_the_engine_alive(twins: Twins) -> None:
-    written = await twins.vllm.write(twins.prompts(300), Decoding(max_tokens=4, temperature=1.0))
+    written = await write(twins.vllm, twins.prompts(300), Decoding(max_tokens=4, temperature=1.0))
     assert len(written) == 300
     assert twins.vllm.state() == "ok"
 
@@ -117,8 +200,6 @@ async def test_many_seeded_prompts_at_once_leave_the_engine_alive(twins: Twins) 
 async def test_after_the_exemplars_a_soft_prompt_reuses_their_blocks_within_a_tenant(
     twins: Twins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if read_config(find_model(twins.settings)).sliding_window is not None:
-        pytest.skip("vLLM reuses nothing of a model whose attention slides in every layer")
     cached: list[int] = []
     generate = twins.vllm._engine.generate
 
@@ -141,7 +222,7 @@ async def test_after_the_exemplars_a_soft_prompt_reuses_their_blocks_within_a_te
         (prompt,) = writer.assemble(GenerateRequest.model_validate(content))
         assert len(prompt) > 300
         cached.clear()
-        await writer.write(GenerateRequest.model_validate(content))
+        [_ async for _ in writer.stream(GenerateRequest.model_validate(content))]
         return cached[0]
 
     assert await tokens_reused("suffix", "one", 0.1) == 0
@@ -153,7 +234,7 @@ async def test_after_the_exemplars_a_soft_prompt_reuses_their_blocks_within_a_te
 
 async def test_rows_that_would_poison_the_engine_never_reach_it(twins: Twins) -> None:
     (good,) = twins.prompts(1)
-    before = await twins.vllm.write([good], GREEDY)
+    before = await write(twins.vllm, [good], GREEDY)
     size = twins.vllm.facts.hidden_size
     bad = [
         (Prompt(good.head, torch.zeros(3, size + 1), good.tail), "shape"),
@@ -167,17 +248,25 @@ async def test_rows_that_would_poison_the_engine_never_reach_it(twins: Twins) ->
     ]
     for prompt, word in bad:
         with pytest.raises(InvalidRequest, match=word):
-            await twins.vllm.write([good, prompt], GREEDY)
+            await write(twins.vllm, [good, prompt], GREEDY)
     with pytest.raises(InvalidRequest, match="at least one token"):
-        await twins.vllm.write([good], Decoding(max_tokens=0))
-    with pytest.raises(InvalidRequest, match="hidden states"):
-        await twins.vllm.write([good], Decoding(max_tokens=1, features=True))
+        await write(twins.vllm, [good], Decoding(max_tokens=0))
     for value in (float("nan"), float("inf"), -float("inf")):
         soft = good.soft.clone()
         soft[1, 2] = value
         spoiled = Prompt(good.head, soft, good.tail)
-        assert await twins.vllm.write([spoiled, good], GREEDY) == [BROKEN, *before]
+        assert await write(twins.vllm, [spoiled, good], GREEDY) == [BROKEN, *before]
     assert twins.vllm.state() == "ok"
+
+
+async def test_an_engine_that_does_not_start_says_what_to_change(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "m", "qwen3", **SIZES)
+    settings = GeneratorSettings(
+        model=str(folder), offline=True, engine="vllm", context_tokens=100_000
+    )
+    with pytest.raises(InvalidRequest, match="IZ_GENERATOR_CONTEXT_TOKENS") as caught:
+        open_engine(find_model(settings), settings)
+    assert caught.value.reason == "engine_not_started"
 
 
 async def test_a_prompt_that_just_fits_is_let_through() -> None:
@@ -205,5 +294,5 @@ async def test_an_engine_whose_process_died_says_so(twins: Twins) -> None:
             await asyncio.sleep(0.01)
     assert "process ended" in twins.vllm.state()
     with pytest.raises(GeneratorUnavailable) as caught:
-        await twins.vllm.write(prompts, GREEDY)
+        await write(twins.vllm, prompts, GREEDY)
     assert caught.value.retry_after_seconds
