@@ -78,6 +78,7 @@ def test_twenty_jobs_live_through_a_rolling_upgrade(rollout, tmp_path):
         body = job_content(seed=seed, budget={"calls": 100})
         assert httpx.post(f"{system.api.url}/jobs", json=body, timeout=60).status_code == 202
     wait_until(lambda: claimed_by(old) == N_JOBS and world.requests > N_JOBS, seconds=300)
+    world.latency_seconds = 2.0  # none of them ends before the new version is there
 
     migration = system.start(newer, "migrate")
     assert migration.end() == 0
@@ -85,7 +86,8 @@ def test_twenty_jobs_live_through_a_rolling_upgrade(rollout, tmp_path):
     new.wait_until_healthy()
     body = job_content(seed=N_JOBS, budget={"calls": 100})
     assert httpx.post(f"{system.api.url}/jobs", json=body, timeout=60).status_code == 202
-    wait_until(lambda: claimed_by(new) > 0, seconds=120)  # both versions work now
+    wait_until(lambda: claimed_by(new) > 0, seconds=120)  # the old one has no room: both work now
+    world.latency_seconds = 0.02
     old.terminate(GRACE_SECONDS)
 
     wait_until(lambda: all(job["status"] == "succeeded" for job in system.jobs()), seconds=600)
