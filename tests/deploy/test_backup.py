@@ -80,8 +80,10 @@ def test_a_restored_dump_goes_on_to_the_same_document(databases: Databases, worl
         body = job_content(budget={"trials": 12}, seed=3)
         job_id = httpx.post(f"{old.url}/jobs", json=body, timeout=60).json()["id"]
         wait_until(lambda: world.requests > 30, seconds=120)
+        world.latency_seconds = 5.0  # the job must not end before the dump
         run_block("backup", tmp_path, DATABASE_URL=first)
         dumped_at = world.requests
+        world.latency_seconds = 0.02
         expected = old.result(job_id)
         assert world.requests > dumped_at + 30, "the dump came too late to show anything"
     run_block("restore", tmp_path, NEW_DATABASE_URL=second)
