@@ -48,7 +48,7 @@ from services.optimizer.search.strategy import Problem
 
 FIRST_SEED = 300_000
 KINDS = ("easy", "medium", "hard")
-BUDGETS = (300, 600, 1200, 3000)
+BUDGETS = (300, 600, 1200)
 IN_FLIGHT = 40
 
 

@@ -54,7 +54,7 @@ class DefaultOptions:
     max_points: int = 2000
     guided_points: int = 28
     uniform_points: int = 4
-    first_examples: int = 2
+    first_examples: int = 1
     next_examples: int = 5
     stop_chance: float = 0.0
 
