@@ -146,6 +146,26 @@ def compare(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def pooled(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the ratios over all runs on easy, medium and hard, where they were played."""
+    found = {}
+    for strategy in OPTIONS:
+        pairs = [(f"{kind}/default", f"{kind}/{strategy}") for kind in ("easy", "medium", "hard")]
+        if strategy == "default" or any(key not in rows for pair in pairs for key in pair):
+            continue
+        mine, theirs = (
+            {
+                f"{name}_censored": [
+                    calls for pair in pairs for calls in rows[pair[side]][f"{name}_censored"]
+                ]
+                for name in MEASURES
+            }
+            for side in (0, 1)
+        )
+        found[f"easy, medium and hard/{strategy}"] = compare(mine, theirs)
+    return found
+
+
 def figure(landscape: str, rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw the mean true score against calls, one line a strategy, with its quartiles."""
     drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -230,6 +250,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         if (mine := f"{key.split('/')[0]}/default") in rows and key != mine
     }
     Console(width=150).print(show(rows, ratios))
+    ratios |= pooled(rows)
     if options.smoke:
         return
     content = {"seeds": seeds, "share_of_best": SHARE, "options": OPTIONS}
