@@ -4,8 +4,9 @@
 #   docker build -f deploy/docker/optimizer.Dockerfile -t instructzero-optimizer:0.1.0 .
 FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-# Where PyTorch's CPU wheels are; empty: from the default index, with CUDA and some gigabytes more.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Address of an index with PyTorch's CPU wheels, as PyTorch's installation page gives it; empty: the
+# default index, which on x86 means CUDA and some gigabytes more.
+ARG TORCH_INDEX=
 WORKDIR /src
 RUN python -m venv /opt/instructzero
 ENV PATH=/opt/instructzero/bin:$PATH
