@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -108,6 +109,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for logs; default: one that is removed")
     options = parser.parse_args()
     console, began = Console(), time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end every part on the way out
     plan = Plan(options.seed, options.minutes * 60, options.jobs, options.every)
     with tempfile.TemporaryDirectory(prefix="iz-faults-") as folder:
         report = asyncio.run(run(plan, options.keep or Path(folder), console.print))
