@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections import deque
 from dataclasses import dataclass, field
 
-from instructzero.contracts import JobSpec, JobStatus, StatusReason
+from instructzero.contracts import JobSpec, JobStatus, StatusReason, StrategyName
 from instructzero.errors import (
     GeneratorUnavailable,
     InstructZeroError,
@@ -16,10 +16,12 @@ from instructzero.errors import (
 from services.optimizer import final, meters, store
 from services.optimizer.buyer import Buyer, Order, Scorer, first_error
 from services.optimizer.database import Database
+from services.optimizer.endings import exhausted, why_nothing
 from services.optimizer.failpoints import fail_point
-from services.optimizer.jobs import SEARCH_SHARE_OF_TIME, Connections
+from services.optimizer.jobs import Connections
 from services.optimizer.ledger import Ledger, Signals
 from services.optimizer.meters import timed
+from services.optimizer.permission import Interrupted, Permission
 from services.optimizer.results import leader
 from services.optimizer.search import make_strategy
 from services.optimizer.search.strategy import Decision, Room, Strategy
@@ -32,8 +34,10 @@ from services.optimizer.state import (
     given_arms,
 )
 from services.optimizer.store import Claim
-from services.optimizer.tables import JobRow
 from services.optimizer.writer import Generator, Writer
+
+STEPS_AT_ONCE = 2
+"""One more than are needed, so that no call waits for a decision; each adds to what it ignores."""
 
 
 @dataclass(frozen=True)
@@ -45,47 +49,6 @@ class LoopDeps:
     scorer: Scorer
     settings: Settings
     one_ask: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-class Interrupted(Exception):
-    """A person, or the end of this process, wants the job to leave `running` now."""
-
-    def __init__(self, to: JobStatus) -> None:
-        super().__init__(to)
-        self.to = to
-
-
-@dataclass
-class Permission:
-    """Whether the job may still buy and write: nobody interrupts it, and there is time."""
-
-    signals: Signals
-    search_ends_at: float | None
-    ends_at: float | None
-    in_final_check: bool = False
-
-    def may_write(self) -> bool:
-        """Whether more instructions may be generated."""
-        return self.signals.interruption() is None
-
-    def may_buy(self) -> bool:
-        """Whether another paid call may start."""
-        is_free = self.signals.interruption() is None and self.signals.has_lease()
-        return is_free and not self.is_late()
-
-    def is_late(self) -> bool:
-        """Whether the time for the present part of the job is over."""
-        end = self.ends_at if self.in_final_check else self.search_ends_at
-        return end is not None and time.monotonic() >= end
-
-    def check_interruption(self) -> None:
-        """Leave the loop if somebody wants it.
-
-        Raises:
-            Interrupted: with the status to take.
-        """
-        if (to := self.signals.interruption()) is not None:
-            raise Interrupted(to)
 
 
 @dataclass
@@ -102,6 +65,11 @@ class JobRun:
     writer: Writer
     stop_reason: str | None = None
 
+    @property
+    def steps_at_once(self) -> int:
+        """Steps that are carried out side by side; the paper's method knows all of the last one."""
+        return 1 if self.claim.spec.strategy.name is StrategyName.INSTRUCTZERO else STEPS_AT_ONCE
+
 
 async def run_job(claim: Claim, deps: LoopDeps, signals: Signals) -> None:
     """Spend the job's budget and store its result; or leave it cancelled, paused, queued, failed.
@@ -112,9 +80,7 @@ async def run_job(claim: Claim, deps: LoopDeps, signals: Signals) -> None:
     """
     run = await open_run(claim, deps, signals)
     try:
-        while (step := await timed("ask", ask(run))) is not None:  # None: nothing more to buy
-            await timed("carry_out", carry_out(run, step))  # no transaction is open here
-            await timed("tell", tell(run, step))  # fenced by claim.lease_token
+        await search(run)
         await final.measure_winner(run)
         await final.finish(run, JobStatus.SUCCEEDED)
     except Interrupted as interruption:
@@ -164,7 +130,7 @@ async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
     used = await store.transact(
         deps.database.reads, lambda s: store.seconds_since_start(s, claim.job_id)
     )
-    permission = Permission(signals, *_deadlines(claim.spec, used))
+    permission = Permission.open(claim.spec, signals, used)
     strategy = await asyncio.to_thread(_strategy, state)
     writer = Writer(
         state,
@@ -197,49 +163,84 @@ async def find_connections(spec: JobSpec, scorer: Scorer) -> Connections:
         ) from error
 
 
-def _deadlines(spec: JobSpec, used_seconds: float) -> tuple[float | None, float | None]:
-    """Return when search and job end, on this process's monotonic clock."""
-    if spec.budget.seconds is None:
-        return None, None
-    begun = time.monotonic() - max(used_seconds, 0.0)
-    return begun + SEARCH_SHARE_OF_TIME * spec.budget.seconds, begun + spec.budget.seconds
-
-
 def _strategy(state: JobState) -> Strategy:
-    """Return the strategy as it stands after every step that was carried out."""
+    """Return the strategy as it stands after everything that was decided and told."""
     spec = state.spec.strategy
     strategy = make_strategy(spec.name, state.problem(), spec.options)
-    for step in state.search_steps:
-        strategy.decided(decision_from_json(step.content))
-        if step.is_done:
+    n_told = 0
+
+    def tell_up_to(n_steps: int) -> None:
+        nonlocal n_told
+        for step in state.search_steps[n_told:n_steps]:
             strategy.observe(state.texts_of(step), state.scores_of(step))
+        n_told = max(n_told, n_steps)
+
+    for step in state.search_steps:
+        tell_up_to(step.n_told)
+        strategy.decided(decision_from_json(step.content))
+    tell_up_to(state.n_told)
     return strategy
 
 
-async def ask(run: JobRun) -> Step | None:
-    """Return the step to carry out next: one left unfinished, or a new decision, journaled."""
-    row = await run.ledger.refresh()
+async def search(run: JobRun) -> None:
+    """Ask, generate, score, tell: the next step is decided while the last one is carried out.
+
+    Steps are told in order and each decision says how many it knew, so that nothing depends on
+    which answer came first.
+    """
+    flying: deque[tuple[Step, asyncio.Task[None]]] = deque()
+    try:
+        async with asyncio.TaskGroup() as group:
+
+            def start(step: Step) -> None:
+                work = timed("carry_out", carry_out(run, step))
+                flying.append((step, group.create_task(work)))
+
+            for step in run.state.search_steps[run.state.n_told :]:
+                start(step)  # left unfinished by another runner
+            while not run.permission.is_interrupted():
+                is_free = len(flying) < run.steps_at_once
+                asked = await timed("ask", ask(run)) if is_free else None
+                if asked is not None:
+                    start(asked)
+                elif flying:
+                    step, work = flying.popleft()
+                    await work
+                    if not run.permission.is_interrupted():
+                        await timed("tell", tell(run, step))
+                else:  # nothing more to buy or to wait for
+                    break
+    except* InstructZeroError as errors:
+        run.permission.check_interruption()
+        raise first_error(errors) from errors
     run.permission.check_interruption()
+
+
+async def ask(run: JobRun) -> Step | None:
+    """Return a new decision, journaled; None while, or because, nothing more can be decided."""
+    row = await run.ledger.refresh()
+    if run.permission.is_interrupted():
+        return None
     last = run.state.steps[-1] if run.state.steps else None
     if last is not None and last.kind == "final":
         run.stop_reason = last.content["stop_reason"]
         return None
-    if last is not None and not last.is_done:
-        return last
-    if last is not None and run.state.missing(last.pairs, "validation"):
-        run.stop_reason = _exhausted(run, row)
-        return None
     room = run.state.room(row)
-    if room.calls == 0 or run.permission.is_late():
-        run.stop_reason = _exhausted(run, row)
+    if room.calls == 0 or run.permission.is_late() or run.state.is_cut_short():
+        run.stop_reason = exhausted(run)
         return None
-    async with run.deps.one_ask:
-        decision = await asyncio.to_thread(run.strategy.propose, room)
+    # shielded: a thread that is still deciding must keep others out
+    decision = await asyncio.shield(asyncio.ensure_future(_propose(run, room)))
     if decision is None:
-        run.stop_reason = _why_nothing(run, row, room)
+        run.stop_reason = why_nothing(run, room)
         return None
     meters.note_proposals(decision.point_notes, row.best)
     return await _journal(run, decision, room)
+
+
+async def _propose(run: JobRun, room: Room) -> Decision | None:
+    async with run.deps.one_ask:
+        return await asyncio.to_thread(run.strategy.propose, room)
 
 
 async def _journal(run: JobRun, decision: Decision, room: Room) -> Step:
@@ -252,7 +253,7 @@ async def _journal(run: JobRun, decision: Decision, room: Room) -> Step:
         raise JobStopped(
             "the strategy asked for more than the budget holds", reason="strategy_fault"
         )
-    content = decision_to_json(decision)
+    content = decision_to_json(decision, n_told=state.n_told)
     fail_point("decided")
     await store.transact(
         run.deps.database.writes,
@@ -280,20 +281,19 @@ async def carry_out(run: JobRun, step: Step) -> None:
     """Generate and score side by side; what is stored already is not done again."""
     order = Order(step.number, "validation", step.pairs, run.state.keep)
     try:
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:  # no transaction is open here
             group.create_task(run.writer.write(step))
             group.create_task(run.buyer.buy(order))
     except* InstructZeroError as errors:
-        run.permission.check_interruption()
-        raise first_error(errors) from errors
-    run.permission.check_interruption()
+        if not run.permission.is_interrupted():
+            raise first_error(errors) from errors
 
 
 async def tell(run: JobRun, step: Step) -> None:
-    """Let the strategy learn from a step, and publish the leader."""
+    """Let the strategy learn from a step, and publish the leader; fenced by the lease."""
     state = run.state
     run.strategy.observe(state.texts_of(step), state.scores_of(step))
-    found = run.strategy.recommend()
+    found = await asyncio.to_thread(run.strategy.recommend)
     best = None
     if found is not None:
         arm = state.arms[found.arm]
@@ -305,43 +305,7 @@ async def tell(run: JobRun, step: Step) -> None:
         lambda s: store.finish_step(s, run.claim, step=step.number, best=content),
     )
     fail_point("told")
-    step.is_done = True
-
-
-def _exhausted(run: JobRun, row: JobRow) -> str:
-    """Name the budget that ended the search."""
-    if run.permission.is_late():
-        return "budget_seconds"
-    budget, one = run.state.spec.budget, run.state.average_call()
-    left = {
-        "budget_calls": (budget.calls, run.ledger.spent.calls, one.calls),
-        "budget_tokens": (budget.tokens, run.ledger.spent.tokens, one.tokens),
-        "budget_usd": (budget.usd, run.ledger.spent.usd, one.usd),
-    }
-    shares = {
-        name: (limit - spent) / max(each, 1e-12)
-        for name, (limit, spent, each) in left.items()
-        if limit is not None
-    }
-    return min(shares, key=lambda name: shares[name]) if shares else "search_complete"
-
-
-def _why_nothing(run: JobRun, row: JobRow, room: Room) -> str:
-    """Name why the strategy had nothing more to propose."""
-    state, goal = run.state, run.state.spec.stop.score
-    n = len(state.splits.validation)
-    for arm in state.arms:
-        answers = state.answers.get(("validation", arm.n), {})
-        is_full = goal is not None and len(answers) == n
-        if is_full and sum(a.score for a in answers.values()) / n >= (goal or 0.0):
-            return "score_reached"
-    if room.trials == 0:
-        return "budget_trials"
-    if room.calls is not None and room.calls < n:
-        return _exhausted(run, row)
-    planned = state.problem().calls
-    is_spent = planned is not None and state.decided_pairs() + n > planned
-    return _exhausted(run, row) if is_spent else "search_complete"
+    state.tell(step)
 
 
 def reason_of(error: InstructZeroError) -> StatusReason:

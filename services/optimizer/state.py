@@ -63,15 +63,22 @@ class Step:
         return [(arm, example) for arm, example in self.content.get("evaluations", ())]
 
     @property
+    def n_told(self) -> int:
+        """How many steps had been told when this one was decided."""
+        n_told: int = self.content.get("n_told", self.number)
+        return n_told
+
+    @property
     def points(self) -> Sequence[Sequence[float]]:
         """The latent points to turn into instructions."""
         points: Sequence[Sequence[float]] = self.content.get("points", ())
         return points
 
 
-def decision_to_json(decision: Decision) -> dict[str, Any]:
-    """Return the journal's form of a decision."""
+def decision_to_json(decision: Decision, *, n_told: int) -> dict[str, Any]:
+    """Return the journal's form of a decision that was made knowing the first `n_told` steps."""
     return {
+        "n_told": n_told,
         "points": [list(point) for point in decision.points],
         "evaluations": [[e.arm, e.example] for e in decision.evaluations],
         "reason": decision.reason,
@@ -108,7 +115,9 @@ class JobState:
     fingerprint: str | None = None
     answers: dict[tuple[str, int], dict[int, Answered]] = field(default_factory=dict)
     unanswerable: set[tuple[str, int, int]] = field(default_factory=set)
-    notional: Cost = field(default_factory=Cost)
+    costs: dict[tuple[int, int], Cost] = field(default_factory=dict)
+    told: Cost = field(default_factory=Cost)
+    n_told: int = 0
 
     @classmethod
     def open(cls, job_id: str, spec: JobSpec, connections: Connections) -> JobState:
@@ -138,6 +147,9 @@ class JobState:
         self.points.extend(journal.points)
         for evaluation in journal.evaluations:
             self.add_evaluation(evaluation)
+        for step in self.search_steps:
+            if step.is_done:
+                self.tell(step)
         self.fingerprint = journal.fingerprint
 
     def add_arm(self, row: ArmRow) -> None:
@@ -154,12 +166,26 @@ class JobState:
 
     def settle(self, key: tuple[str, int, int], answered: Answered | None, cost: Cost) -> None:
         """Take in an answer (None: there will be none) and what it cost."""
-        self.notional = self.notional.plus(cost)
         split, arm, example = key
+        if split == "validation":
+            self.costs[arm, example] = cost
         if answered is None:
             self.unanswerable.add(key)
         else:
             self.answers.setdefault((split, arm), {})[example] = answered
+
+    def tell(self, step: Step) -> None:
+        """Note that the strategy knows the next step's results."""
+        for pair in step.pairs:
+            self.told = self.told.plus(self.costs.get(pair, Cost()))
+        self.n_told += 1
+        step.is_done = True
+
+    def is_cut_short(self) -> bool:
+        """Whether the budget or the time has ended a step before all of it was bought."""
+        return any(
+            self.missing(step.pairs, "validation") for step in self.search_steps[: self.n_told]
+        )
 
     def examples(self, split: str) -> tuple[Example, ...]:
         """Return the examples of a split."""
@@ -177,10 +203,10 @@ class JobState:
 
     def average_call(self) -> Cost:
         """Return what a call costs on average: observed, or guessed before enough were made."""
-        if self.notional.calls < ENOUGH_CALLS:
+        n = self.told.calls
+        if n < ENOUGH_CALLS:
             return self.typical
-        n = self.notional.calls
-        return Cost(1, max(self.notional.tokens // n, 1), self.notional.usd / n)
+        return Cost(1, max(self.told.tokens // n, 1), self.told.usd / n)
 
     @property
     def search_steps(self) -> list[Step]:
@@ -237,14 +263,17 @@ class JobState:
         """
         budget, bounds, average = self.spec.budget, [], self.average_call()
         wasted = row.failed_calls + row.in_doubt_calls
+        # what is in flight counts as average: what it cost so far depends on who answered first
+        n_flying = sum(len(step.pairs) for step in self.search_steps[self.n_told :])
+        used = self.told.plus(average.times(n_flying * self.calls_each))
         if budget.calls is not None:
             planned = self.decided_pairs() * self.calls_each
             bounds.append(budget.calls - self.keep.calls - planned - wasted)
         if budget.tokens is not None:
-            left = budget.tokens - self.keep.tokens - self.notional.tokens - row.in_doubt_tokens
+            left = budget.tokens - self.keep.tokens - used.tokens - row.in_doubt_tokens
             bounds.append(left // average.tokens)
         if budget.usd is not None and average.usd > 0:
-            cash = budget.usd - self.keep.usd - self.notional.usd - row.in_doubt_usd
+            cash = budget.usd - self.keep.usd - used.usd - row.in_doubt_usd
             bounds.append(int(cash / average.usd))
         calls = max(min(bounds) // self.calls_each, 0) if bounds else None
         trials = None if budget.trials is None else budget.trials - self.trials_decided()

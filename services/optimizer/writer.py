@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -71,17 +72,26 @@ class Writer:
         self._batch = batch
         self._patience_seconds = patience_seconds
         self._may_go_on = may_go_on
+        self._turn = asyncio.Lock()
 
     async def write(self, step: Step) -> bool:
         """Write what is missing of a step's points; False if a person ended it early.
+
+        Steps are written one after the other: arms are numbered in the order of their points.
 
         Raises:
             FingerprintChanged: the generator's search space is not the job's.
             GeneratorRefused: the generator will not write for this job.
             GeneratorUnavailable: it did not answer within the patience.
         """
+        async with self._turn:
+            return await self._write(step)
+
+    async def _write(self, step: Step) -> bool:
         first = sum(len(other.points) for other in self._state.steps if other.number < step.number)
         written = len(self._state.points) - first
+        if written < 0:  # an earlier step was ended early, and so is this one
+            return False
         notes = step.content.get("point_notes", ())
         while written < len(step.points):
             if not self._may_go_on():

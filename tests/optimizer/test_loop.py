@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
-from instructzero.contracts import JobSpec
+from instructzero.contracts import JobSpec, ScoreCondition, ScoreLine, ScoreRequest
 from services.optimizer.database import Database
 from services.optimizer.loop import LoopDeps
 from services.optimizer.runner import Runner
@@ -24,7 +25,7 @@ class World:
         self.database = database
         self.settings = Settings(
             database_url=database_url,  # type: ignore[arg-type]
-            lease_seconds=6.0,
+            lease_seconds=60.0,
             generator_patience_seconds=20.0,
         )
         self.generator = PlainGenerator()
@@ -171,6 +172,39 @@ async def test_the_same_spec_and_seed_give_the_same_trials(world: World) -> None
     assert await world.trials("job_1") != await world.trials("job_3")
     assert without_cost(first.result) == without_cost(second.result)
     assert other.result is not None
+
+
+@pytest.mark.parametrize("strategy", ["default", "random", "ape"])
+@pytest.mark.parametrize("budget", [{"calls": 150}, {"usd": 0.004}], ids=["calls", "usd"])
+async def test_the_order_in_which_answers_arrive_changes_nothing(
+    world: World, strategy: str, budget: dict[str, float]
+) -> None:
+    world.scorer.price = {"input_per_million": 0.2, "output_per_million": 3.0}
+    spec = make_spec(strategy=strategy, budget=budget)
+    first = await world.run(spec, "job_1")
+    world.scorer.uneven_seconds = 0.01
+    second = await world.run(spec, "job_2")
+    assert await world.trials("job_1") == await world.trials("job_2")
+    assert without_cost(first.result) == without_cost(second.result)
+
+
+async def test_the_next_step_does_not_wait_for_the_slowest_call(world: World) -> None:
+    class OneSlow(PlainScorer):
+        async def score(self, request: ScoreRequest) -> AsyncIterator[ScoreLine | ScoreCondition]:
+            is_slow = self.requests == 20  # within the second step
+            before = self.requests
+            if is_slow:
+                await until(lambda: self.requests >= before + 15)
+            async for line in super().score(request):
+                yield line
+
+    world.scorer = OneSlow(in_flight=4)
+    row = await world.run(make_spec(strategy="default"))
+    assert row.status == "succeeded"
+    steps = (await world.trials())[0]
+    told = [content["n_told"] for _, content in steps if "n_told" in content]
+    assert told[:3] == [0, 0, 1]
+    assert all(step - n_told <= 2 for step, n_told in enumerate(told))
 
 
 async def test_an_outage_of_the_generator_is_shown_and_waited_out(world: World) -> None:

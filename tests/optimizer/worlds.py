@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -72,13 +73,15 @@ def quality(instruction: str) -> float:
 class PlainScorer:
     """Answers right with the instruction's quality as probability, fixed per example.
 
-    `fails` is the share of requests that fail (and are retried within the request's calls).
+    `fails` is the share of requests that fail (and are retried within the request's calls). With
+    `uneven`, answers take up to so many seconds more and overtake each other, otherwise each time.
     """
 
     in_flight: int = 8
     fails: float = 0.0
     price: dict[str, float] | None = None
     latency_seconds: float = 0.0
+    uneven_seconds: float = 0.0
     stop_code: str | None = None
     sent: Counter[tuple[str, str]] = field(default_factory=Counter)
     requests: int = 0
@@ -108,7 +111,7 @@ class PlainScorer:
                 self.requests += 1
                 self.now_in_flight += 1
                 self.most_in_flight = max(self.most_in_flight, self.now_in_flight)
-                await asyncio.sleep(self.latency_seconds)
+                await asyncio.sleep(self.latency_seconds + self.uneven_seconds * random.random())
                 self.now_in_flight -= 1
                 answered = chance("fault", self.requests) >= self.fails
                 failed += not answered
