@@ -7,8 +7,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 
@@ -111,15 +110,12 @@ class Flights:
     def __init__(self) -> None:
         self._flying: dict[str, asyncio.Future[None]] = {}
 
-    @asynccontextmanager
-    async def one_at_a_time(self, key: str) -> AsyncIterator[None]:
+    async def take(self, key: str) -> None:
         """Hold the key; who comes second waits, and then looks for the answer first."""
         while (flying := self._flying.get(key)) is not None:
             await asyncio.shield(flying)
-        landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._flying[key] = landed
-        try:
-            yield
-        finally:
-            del self._flying[key]
-            landed.set_result(None)
+        self._flying[key] = asyncio.get_running_loop().create_future()
+
+    def land(self, key: str) -> None:
+        """Let the key go."""
+        self._flying.pop(key).set_result(None)

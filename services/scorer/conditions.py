@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 from services.scorer import meters
@@ -28,24 +27,15 @@ class Waits:
         self._long: Counter[Condition] = Counter()
         self._reported: Condition | None = None
 
-    @contextmanager
-    def begin(self, reason: Condition) -> Iterator[None]:
-        """Wait for one reason within the block."""
-        wait = _Wait(self)
+    def begin(self, reason: Condition) -> Wait:
+        """Wait for one reason within a `with` block."""
+        wait = Wait(self)
         wait.notice(reason)
-        try:
-            yield
-        finally:
-            wait.notice(None)
+        return wait
 
-    @contextmanager
-    def noticed(self) -> Iterator[Callable[[Condition | None], None]]:
-        """Give a function that is told the reason whenever it changes."""
-        wait = _Wait(self)
-        try:
-            yield wait.notice
-        finally:
-            wait.notice(None)
+    def noticed(self) -> Wait:
+        """Give, to a `with` block, a function that is told the reason whenever it changes."""
+        return Wait(self)
 
     def add(self, reason: Condition, n: int) -> None:
         """Count one more, or one less, of the long waits."""
@@ -60,8 +50,8 @@ class Waits:
         return asyncio.get_running_loop().call_later(self._after_seconds, call)
 
 
-class _Wait:
-    """One caller's wait: timed per reason."""
+class Wait:
+    """One caller's wait, timed per reason; a context manager, since thousands are open at once."""
 
     __slots__ = ("_began", "_is_long", "_reason", "_timer", "_waits")
 
@@ -72,7 +62,14 @@ class _Wait:
         self._is_long = False
         self._began = 0.0
 
+    def __enter__(self) -> Callable[[Condition | None], None]:
+        return self.notice
+
+    def __exit__(self, *_: object) -> None:
+        self.notice(None)
+
     def notice(self, reason: Condition | None) -> None:
+        """Take in why the caller waits; None: it does not."""
         if reason == self._reason:
             return
         if self._timer is not None:

@@ -81,7 +81,7 @@ class Connection:
         )
         self._post = sdk.post
         self._models = sdk.models.with_raw_response.list
-        self._body = config.body()
+        self.body = config.body()
 
     async def ask(self, messages: Sequence[Message]) -> Attempt:
         """Send one request; every failure of the target or the network is a `Failure`."""
@@ -93,7 +93,7 @@ class Connection:
                 # its typed method would walk through the messages and parse the answer: a quarter
                 # of the call's processor time, for what is known and what we check ourselves
                 response = await self._post(
-                    CHAT, body={"messages": messages, **self._body}, cast_to=httpx2.Response
+                    CHAT, body={"messages": messages, **self.body}, cast_to=httpx2.Response
                 )
             headers = response.headers
             outcome = self._read(messages, response.content)

@@ -6,6 +6,7 @@ import asyncio
 import statistics
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from instructzero.contracts import (
     MetricName,
@@ -211,25 +212,19 @@ class ScorerPool:
     ) -> CachedAnswer | ScoreError:
         """Find or buy what one target answers to some messages."""
         counter = self._counter(self._targets.get(name))
-        config = counter.connection.target.config
+        connection = counter.connection
         key = answer_key(
-            base_url=config.base_url,
-            body=config.body(),
+            base_url=connection.target.config.base_url,
+            body=connection.body,
             messages=messages,
             tenant=request.tenant,
             repeat=repeat,
             job_id=None if request.cache else request.job_id,
         )
-
-        is_bought = False
-
-        async def buy() -> CachedAnswer | ScoreError:
-            nonlocal is_bought
-            is_bought = True
-            return await counter.buy(order, bill, messages)
-
+        n_calls = bill.calls
+        buy = partial(counter.buy, order, bill, messages)
         answer = await self._answers.get_or_buy(key, buy, order.waits)
-        if not is_bought:
+        if isinstance(answer, CachedAnswer) and bill.calls == n_calls:
             meters.CACHED.labels(name).inc()
         return answer
 
