@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +37,7 @@ from instructzero.contracts import (
     GenerateResponse,
     JobSpec,
 )
+from services.answer_store import DatabaseCache
 from services.optimizer.buyer import Scorer
 from services.optimizer.clients import HttpScorer
 from services.optimizer.database import Database, migrate, open_database
@@ -129,9 +131,8 @@ def spec_of(size: Size) -> JobSpec:
 
 
 @asynccontextmanager
-async def job_database(folder: Path, spec: JobSpec) -> AsyncIterator[Database]:
+async def job_database(url: str, spec: JobSpec) -> AsyncIterator[Database]:
     """Open a database that holds the one job."""
-    url = f"sqlite:///{folder / 'jobs.db'}"
     await asyncio.to_thread(migrate, url)
     database = open_database(url)
     async with database.writes.begin() as session:
@@ -158,13 +159,15 @@ def own_cpu_seconds() -> float:
 
 
 async def run_job(
-    name: str, scorer: Scorer, size: Size, other_cpu: Callable[[], float]
+    name: str, open_scorer: Callable[[Database], Scorer], size: Size, other_cpu: Callable[[], float]
 ) -> Measured:
     """Run the job and measure it."""
     spec = spec_of(size)
     with tempfile.TemporaryDirectory() as folder:
-        async with job_database(Path(folder), spec) as database:
-            deps = LoopDeps(database, QuickGenerator(), scorer, Settings())
+        url = f"sqlite:///{folder}/jobs.db"
+        async with job_database(url, spec) as database:
+            settings = Settings(database_url=SecretStr(url))
+            deps = LoopDeps(database, QuickGenerator(), open_scorer(database), settings)
             runner = Runner(deps)
             cpu, begun = own_cpu_seconds() + other_cpu(), time.monotonic()
             if not await runner.run_one(JOB):
@@ -182,11 +185,18 @@ def measure_embedded(base_url: str, size: Size) -> Measured:
     """Run the job with the scorer in the same process."""
 
     async def work() -> Measured:
-        pool = ScorerPool(Targets.of(targets_of(base_url, size)))
+        pools = []
+
+        def open_pool(database: Database) -> ScorerPool:
+            cache = DatabaseCache(database, ttl_seconds=86_400)
+            pools.append(ScorerPool(Targets.of(targets_of(base_url, size)), cache=cache))
+            return pools[0]
+
         try:
-            return await run_job("embedded", pool, size, lambda: 0.0)
+            return await run_job("embedded", open_pool, size, lambda: 0.0)
         finally:
-            await pool.aclose()
+            for pool in pools:
+                await pool.aclose()
 
     return asyncio.run(work())
 
@@ -198,7 +208,7 @@ def measure_apart(base_url: str, size: Size) -> Measured:
     async def work(url: str, scorer_cpu: Callable[[], float]) -> Measured:
         remote = HttpScorer(url)
         try:
-            return await run_job("runner and scorer", remote, size, scorer_cpu)
+            return await run_job("runner and scorer", lambda _: remote, size, scorer_cpu)
         finally:
             await remote.aclose()
 

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from instructzero.contracts import MetricSpec, ScoreCondition, ScoreLine, ScoreRequest, TargetView
 from instructzero.errors import Conflict, ScorerUnavailable
+from services.answer_store import DatabaseCache
 from services.demo import model_source
 from services.optimizer import failpoints, store
 from services.optimizer.app import create_app
@@ -31,7 +32,6 @@ from services.optimizer.loop import LoopDeps
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
 from services.optimizer.writer import Generator
-from services.scorer.cache import CachedAnswer
 from services.scorer.metrics import check_outputs
 from services.scorer.settings import Settings as ScorerSettings
 from services.scorer.targets import Targets, load_targets
@@ -84,27 +84,6 @@ class Parts:
             self.runner.drain()
             await work
             raise
-
-
-class DatabaseCache:
-    """Answers in the job database, so that a paid answer outlives the process."""
-
-    def __init__(self, database: Database, *, ttl_seconds: float) -> None:
-        self._database = database
-        self._ttl_seconds = ttl_seconds
-
-    async def get(self, key: str) -> CachedAnswer | None:
-        """Return a stored answer."""
-        found = await store.transact(
-            self._database.reads, lambda s: store.read_answer(s, key, self._ttl_seconds)
-        )
-        return None if found is None else CachedAnswer(**found)
-
-    async def put(self, key: str, answer: CachedAnswer) -> None:
-        """Store an answer; it is on disk when this returns."""
-        await store.transact(
-            self._database.writes, lambda s: store.write_answer(s, key, answer._asdict())
-        )
 
 
 def lock_database(raw: str) -> FileLock | None:

@@ -44,19 +44,20 @@ T = TypeVar("T")
 class Database:
     """A connection pool; `reads` never takes SQLite's write lock, `writes` takes it at once.
 
-    `in_thread` is like `writes`, for a thread that does a whole transaction without the event loop:
-    what is done for every paid call costs a third of the processor time so.
+    The other two are for a thread that does a whole transaction without the event loop: what is
+    done for every paid call costs a third of the processor time so.
     """
 
     engine: AsyncEngine
     reads: SessionMaker
     writes: SessionMaker
-    in_thread: BlockingSessionMaker
+    thread_reads: BlockingSessionMaker
+    thread_writes: BlockingSessionMaker
 
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
-        self.in_thread.kw["bind"].dispose()
+        self.thread_writes.kw["bind"].dispose()
 
 
 def parse_url(raw: str) -> URL:
@@ -119,11 +120,14 @@ def open_database(raw: str, *, pool_size: int = 10) -> Database:
             isolation_level=ISOLATION,
         )
         writer = engine
+    blocking = open_sync_engine(raw)
+    reader = blocking.execution_options(sqlite_begin="DEFERRED")
     return Database(
         engine=engine,
         reads=async_sessionmaker(engine, expire_on_commit=False),
         writes=async_sessionmaker(writer, expire_on_commit=False),
-        in_thread=sessionmaker(open_sync_engine(raw), expire_on_commit=False),
+        thread_reads=sessionmaker(reader, expire_on_commit=False),
+        thread_writes=sessionmaker(blocking, expire_on_commit=False),
     )
 
 

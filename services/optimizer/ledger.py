@@ -271,7 +271,7 @@ class Ledger:
         try:
             results = await asyncio.to_thread(
                 store.transact_in_thread,
-                self._database.in_thread,
+                self._database.thread_writes,
                 lambda session: self._apply_all(session, batch),
             )
         except Exception as error:  # noqa: BLE001 - whoever waits raises it

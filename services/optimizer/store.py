@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -146,12 +146,13 @@ async def guard(session: AsyncSession, claim: Claim) -> JobRow:
 
 
 def guard_in_thread(session: Session, claim: Claim) -> JobRow:
-    """Like `guard`; spec and result, which may be large, are not read.
+    """Like `guard`; what may be large and no line of the ledger needs is not read.
 
     Raises:
         LeaseLost: another runner claimed the job, or it is not running any more.
     """
-    light = _owned(claim).options(defer(JobRow.spec), defer(JobRow.result))
+    large = (JobRow.spec, JobRow.result, JobRow.best, JobRow.labels, JobRow.status_reason)
+    light = _owned(claim).options(*map(defer, large))
     return _ours(session.scalar(light), claim)
 
 
@@ -403,24 +404,28 @@ async def seconds_since_start(session: AsyncSession, job_id: str) -> float:
     return 0.0 if started_at is None else (clock - started_at).total_seconds()
 
 
-async def read_answer(session: AsyncSession, key: str, max_age_seconds: float) -> Any:
-    """Return a stored answer that is young enough, or None."""
-    return await session.scalar(
-        select(AnswerRow.content).where(
-            AnswerRow.key == key, AnswerRow.stored_at > now() - microseconds(max_age_seconds)
+def read_answers(
+    session: Session, keys: Sequence[str], max_age_seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Return the stored answers that are young enough, by key."""
+    found = session.execute(
+        select(AnswerRow.key, AnswerRow.content).where(
+            AnswerRow.key.in_(keys), AnswerRow.stored_at > now() - microseconds(max_age_seconds)
         )
     )
+    return {key: content for key, content in found}
 
 
-async def write_answer(session: AsyncSession, key: str, content: dict[str, Any]) -> None:
-    """Store an answer, in place of an older one; two processes may store the same at a time."""
+def write_answers(session: Session, answers: Mapping[str, dict[str, Any]]) -> None:
+    """Store answers, in place of older ones; two processes may store the same at a time."""
     is_postgres = session.get_bind().dialect.name == "postgresql"
     insert = postgresql_insert if is_postgres else sqlite_insert
-    await session.execute(
-        insert(AnswerRow)
-        .values(key=key, content=content)
-        .on_conflict_do_update(
-            index_elements=[AnswerRow.key], set_={"content": content, "stored_at": now()}
+    rows = [{"key": key, "content": content} for key, content in sorted(answers.items())]
+    statement = insert(AnswerRow).values(rows)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[AnswerRow.key],
+            set_={"content": statement.excluded.content, "stored_at": now()},
         )
     )
 

@@ -116,7 +116,7 @@ def captured(database: Database) -> Iterator[list[tuple[str, Any]]]:
     def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
         found.append((statement, parameters))
 
-    engines = [database.engine.sync_engine, database.in_thread.kw["bind"]]
+    engines = [database.engine.sync_engine, database.thread_writes.kw["bind"]]
     for engine in engines:
         event.listen(engine, "before_cursor_execute", note)
     yield found
@@ -134,7 +134,7 @@ async def do_what_is_done_often(database: Database) -> None:
         await store.charge_calls_in_doubt(session, owner)
         await store.load_journal(session, "job_1")
         await store.finish_step(session, owner, step=0, best=None)
-        await store.read_answer(session, "key", 60.0)
+        await session.run_sync(lambda s: store.read_answers(s, ["key"], 60.0))
         await session.rollback()
     async with database.reads() as session:
         await reads.read_job(session, "job_1")
