@@ -151,7 +151,7 @@ def guard_in_thread(session: Session, claim: Claim) -> JobRow:
     Raises:
         LeaseLost: another runner claimed the job, or it is not running any more.
     """
-    large = (JobRow.spec, JobRow.result, JobRow.best, JobRow.labels, JobRow.status_reason)
+    large = (JobRow.spec, JobRow.result, JobRow.labels, JobRow.status_reason)
     light = _owned(claim).options(*map(defer, large))
     return _ours(session.scalar(light), claim)
 
