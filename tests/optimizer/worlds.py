@@ -156,7 +156,7 @@ def make_spec(**changes: object) -> JobSpec:
     return JobSpec.model_validate(content | changes)
 
 
-async def until(holds: Callable[[], bool], *, seconds: float = 20.0) -> None:
+async def until(holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Wait until something holds.
 
     Raises:
