@@ -27,6 +27,7 @@ from services.optimizer.search import make_strategy
 from services.optimizer.search.strategy import Decision, Room, Strategy
 from services.optimizer.settings import Settings
 from services.optimizer.state import (
+    STEPS_AT_ONCE,
     JobState,
     Step,
     decision_from_json,
@@ -35,9 +36,6 @@ from services.optimizer.state import (
 )
 from services.optimizer.store import Claim
 from services.optimizer.writer import Generator, Writer
-
-STEPS_AT_ONCE = 2
-"""One more than are needed, so that no call waits for a decision; each adds to what it ignores."""
 
 
 @dataclass(frozen=True)

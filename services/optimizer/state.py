@@ -34,6 +34,8 @@ from services.optimizer.tables import ArmRow, EvaluationRow, JobRow, PointRow, S
 
 ENOUGH_CALLS = 20
 """Calls after which the observed cost of a call replaces the guess."""
+STEPS_AT_ONCE = 2
+"""One more than are needed, so that no call waits for a decision; each adds to what it ignores."""
 GUESS_MARGIN = 4
 """Where only tokens or money bound a job, plan for calls this much cheaper than the guess."""
 
@@ -251,7 +253,7 @@ class JobState:
             if affordable is None
             else max(affordable // self.calls_each - self.plan.reserved_calls, 0),
             trials=self.spec.budget.trials,
-            calls_per_round=min(max(self.in_flight, 16), 64),
+            calls_per_round=min(max(self.in_flight, 16), 64) // STEPS_AT_ONCE,
             stop_score=self.spec.stop.score,
         )
 
