@@ -31,8 +31,10 @@ POSTGRES = {
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
+    "options": "-c idle_in_transaction_session_timeout=30000",
 }
-"""So that a server that vanished is noticed within half a minute; the URL may say otherwise."""
+"""So that a server that vanished is noticed within half a minute, and a process that froze within a
+transaction locks nobody out for longer; the URL may say otherwise."""
 ISOLATION = "READ COMMITTED"
 """Row locks order our writes; a stricter default of the server would only make them collide."""
 SessionMaker = async_sessionmaker[AsyncSession]

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
-from sqlalchemy import inspect, select, update
+from sqlalchemy import inspect, make_url, select, update
 
 from instructzero.contracts import JobSpec
 from services.optimizer.database import Database, open_database
@@ -182,6 +182,9 @@ def comparable(result: dict[str, Any] | None) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_world(url: str) -> AsyncIterator[World]:
+    # A transaction that a frozen runner left open is ended after two seconds, not thirty.
+    timeout = {"options": "-c idle_in_transaction_session_timeout=2000"}
+    url = make_url(url).update_query_dict(timeout).render_as_string(hide_password=False)
     database = open_database(url)
     async with serve_fake(FakeTarget(respond=respond, latency=0.005)) as target:
         world = World(database, url, target)
