@@ -87,7 +87,7 @@ def test_the_models_and_the_health_are_told(cluster: Cluster) -> None:
     names = [model["id"] for model in httpx.get(f"{cluster.url}/v1/models").json()["data"]]
     assert names == ["default", "demo"]
     ready = httpx.get(f"{cluster.url}/readyz")
-    assert (ready.status_code, ready.json()["parts"]) == (200, {"model": "ok"})
+    assert (ready.status_code, ready.json()["parts"]) == (200, {"demo": "ok"})
     assert httpx.get(f"{cluster.url}/healthz").json() == {"status": "ok"}
     assert texts(cluster.post(request_body(2))) == texts(
         cluster.post(request_body(2) | {"model": "model"})

@@ -14,7 +14,7 @@ from aiohttp import web
 from tests.scorer.fake_target import Respond, Seen, completion, error
 
 Effect = Literal["retry", "wait", "stops_job", "stops_example"]
-TIMEOUT_SECONDS = 0.6
+TIMEOUT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)

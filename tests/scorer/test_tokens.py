@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
+from instructzero.contracts import GenerateRequest, InstructionLine
 from instructzero.errors import ScorerNotReached, ScorerRefused, ScorerUnavailable
 from services.generator.api import build_app
 from services.generator.settings import GeneratorSettings
@@ -29,6 +30,15 @@ class PlainService(PlainGenerator):
 
     async def states(self) -> Mapping[str, str]:
         return {"model": "ok"}
+
+    async def stream(
+        self, request: GenerateRequest
+    ) -> AsyncGenerator[tuple[InstructionLine, ...], None]:
+        written = await self.generate(request)
+        yield tuple(
+            InstructionLine(point=place, fingerprint=written.fingerprint, instruction=instruction)
+            for place, instruction in enumerate(written.instructions)
+        )
 
 
 @pytest.mark.parametrize("wrong", [None, "scorer", "generator"])

@@ -84,7 +84,8 @@ def score_interval(scores: Sequence[float], level: float = 0.90) -> Interval:
     centre = (mean + z * z / (2 * n_effective)) / (1 + z * z / n_effective)
     spread = mean * (1.0 - mean) / n_effective + z * z / (4 * n_effective**2)
     half = z * math.sqrt(spread) / (1 + z * z / n_effective)
-    return Interval(mean, max(0.0, centre - half), min(1.0, centre + half))
+    low, high = min(centre - half, mean), max(centre + half, mean)  # rounding aside
+    return Interval(mean, max(0.0, low), min(1.0, high))
 
 
 def paired_difference(
