@@ -90,7 +90,7 @@ def test_the_models_and_the_health_are_told(cluster: Cluster) -> None:
     assert (ready.status_code, ready.json()["parts"]) == (200, {"demo": "ok"})
     assert httpx.get(f"{cluster.url}/healthz").json() == {"status": "ok"}
     assert texts(cluster.post(request_body(2))) == texts(
-        cluster.post(request_body(2) | {"model": "model"})
+        cluster.post(request_body(2) | {"model": "demo"})
     )
 
 
