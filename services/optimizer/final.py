@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,7 +46,7 @@ async def measure_winner(run: JobRun) -> None:
 async def _decide(run: JobRun) -> Step:
     """Journal whom to measure on which examples."""
     state = run.state
-    winner = run.strategy.recommend()
+    winner = await run.think(run.strategy.recommend)
     arms: dict[str, int] = {}
     if winner is not None:
         arms["winner"] = winner.arm
@@ -224,7 +223,7 @@ async def finish(run: JobRun, status: JobStatus, *, reason: StatusReason | None 
         winner = last.content["winner"]
         stop_reason = run.stop_reason or last.content["stop_reason"]
     else:
-        found = run.strategy.recommend()
+        found = await run.think(run.strategy.recommend)
         winner = None if found is None else found.arm
         stop_reason = run.stop_reason
     fail_point("measured")
@@ -236,7 +235,7 @@ async def finish(run: JobRun, status: JobStatus, *, reason: StatusReason | None 
         winner=winner,
         stop_reason=stop_reason,
         reason=reason,
-        surrogate=surrogate_of(state, await asyncio.to_thread(run.strategy.state)),
+        surrogate=surrogate_of(state, await run.think(run.strategy.state)),
     )
     await store.transact(
         run.deps.database.writes,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from instructzero.contracts import JobSpec, JobStatus, StatusReason, StrategyName
 from instructzero.errors import (
@@ -37,6 +39,8 @@ from services.optimizer.state import (
 from services.optimizer.store import Claim
 from services.optimizer.writer import Generator, Writer
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class LoopDeps:
@@ -67,6 +71,18 @@ class JobRun:
     def steps_at_once(self) -> int:
         """Steps that are carried out side by side; the paper's method knows all of the last one."""
         return 1 if self.claim.spec.strategy.name is StrategyName.INSTRUCTZERO else STEPS_AT_ONCE
+
+    async def think(self, work: Callable[[], T]) -> T:
+        """Let the strategy compute in a thread, one job of this process at a time.
+
+        How many threads linear algebra takes is set for the whole process (`one_thread`). Shielded:
+        a thread that still computes must keep others out.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._think(work)))
+
+    async def _think(self, work: Callable[[], T]) -> T:
+        async with self.deps.one_ask:
+            return await asyncio.to_thread(work)
 
 
 async def run_job(claim: Claim, deps: LoopDeps, signals: Signals) -> None:
@@ -227,18 +243,12 @@ async def ask(run: JobRun) -> Step | None:
     if room.calls == 0 or run.permission.is_late() or run.state.is_cut_short():
         run.stop_reason = exhausted(run)
         return None
-    # shielded: a thread that is still deciding must keep others out
-    decision = await asyncio.shield(asyncio.ensure_future(_propose(run, room)))
+    decision = await run.think(lambda: run.strategy.propose(room))
     if decision is None:
         run.stop_reason = why_nothing(run, room)
         return None
     meters.note_proposals(decision.point_notes, row.best)
     return await _journal(run, decision, room)
-
-
-async def _propose(run: JobRun, room: Room) -> Decision | None:
-    async with run.deps.one_ask:
-        return await asyncio.to_thread(run.strategy.propose, room)
 
 
 async def _journal(run: JobRun, decision: Decision, room: Room) -> Step:
@@ -291,7 +301,7 @@ async def tell(run: JobRun, step: Step) -> None:
     """Let the strategy learn from a step, and publish the leader; fenced by the lease."""
     state = run.state
     run.strategy.observe(state.texts_of(step), state.scores_of(step))
-    found = await asyncio.to_thread(run.strategy.recommend)
+    found = await run.think(run.strategy.recommend)
     best = None
     if found is not None:
         arm = state.arms[found.arm]

@@ -36,7 +36,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "gpu": REQUIRED
     | {
         "generator": {"mode": "rayService", "hubTokenSecret": "hub"},
-        "image": {"registry": "registry.example.com/ml", "pullSecrets": ["pull"]},
+        "image": {"registry": "images.example.com/ml", "pullSecrets": ["pull"]},
     },
     "external": REQUIRED
     | {

@@ -83,7 +83,7 @@ class Race:
         """Buy one round of calls and propose up to `n_points` points."""
         memo = self._memo_after_fit()
         standing = self._standing(_scales(memo))
-        if chance_of_better(standing) < self._options.stop_chance:
+        if self._options.stop_chance and chance_of_better(standing) < self._options.stop_chance:
             return None
         evaluations = self._allocate(standing, allowance)
         n_points = min(n_points, self._options.guided_points + self._options.uniform_points)
