@@ -159,7 +159,7 @@ def replay(n_calls: int) -> dict[str, Any]:
         written = generate(landscape, decision.points, points, arms, texts)
         scored = [score(landscape, texts[pair.arm], pair) for pair in decision.evaluations]
         whole.observe(written, scored)
-        journal.append((json.dumps(decision_to_json(decision)), written, scored))
+        journal.append((json.dumps(decision_to_json(decision, n_told=len(journal))), written, scored))
         points, calls = points + len(decision.points), calls + len(scored)
     begun = time.perf_counter()
     again = make_strategy("default", problem)
@@ -203,17 +203,17 @@ def main(arguments: Iterable[str] | None = None) -> None:
         )
     console = Console()
     console.print(table)
-    if options.smoke:
-        return
     content = {
         "rows": rows,
         "growth_exponent": growth(rows),
         "memory": memory(),
-        "replay": replay(3000),
+        "replay": replay(300 if options.smoke else 3000),
         "threads": 1,
     }
     console.print(f"growth: n^{content['growth_exponent']:.2f}; memory: {content['memory']}")
     console.print(f"replay: {content['replay']}")
+    if options.smoke:
+        return
     path = record("ask", content)
     console.print(f"written: benchmarks/results/{path.name}")
 
