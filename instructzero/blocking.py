@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -27,6 +28,7 @@ from instructzero.contracts import (
     TargetView,
     TrialDetail,
     TrialView,
+    UsageReport,
 )
 from instructzero.flows import Call, Done, Flow, Outcome, Pause, advance
 
@@ -175,6 +177,17 @@ class Client:
     def metrics(self) -> builtins.list[MetricView]:
         """Return the metrics that the server computes."""
         return self._run(flows.listing(MetricView, "/metrics-catalog"))
+
+    def usage(
+        self,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        group_by: str = "job",
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> UsageReport:
+        """Return what the jobs created in a period have cost, by job, target or label.KEY."""
+        return self._run(flows.usage(since, until, group_by, limit, cursor))
 
     def version(self) -> str:
         """Return the server's version."""

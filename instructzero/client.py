@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -28,6 +29,7 @@ from instructzero.contracts import (
     TargetView,
     TrialDetail,
     TrialView,
+    UsageReport,
 )
 from instructzero.flows import Call, Done, Flow, Outcome, Pause, advance
 
@@ -186,6 +188,17 @@ class AsyncClient:
     async def metrics(self) -> builtins.list[MetricView]:
         """Return the metrics that the server computes."""
         return await self._run(flows.listing(MetricView, "/metrics-catalog"))
+
+    async def usage(
+        self,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        group_by: str = "job",
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> UsageReport:
+        """Return what the jobs created in a period have cost, by job, target or label.KEY."""
+        return await self._run(flows.usage(since, until, group_by, limit, cursor))
 
     async def version(self) -> str:
         """Return the server's version."""

@@ -305,6 +305,29 @@ class Usage(Wire):
     usd: float | None = None
 
 
+Amount = TypeVar("Amount", int, float)
+
+
+class Expected(Wire, Generic[Amount]):
+    """An amount that is not known yet, with its 90 % interval."""
+
+    expected: Amount
+    interval: tuple[Amount, Amount]
+
+
+class Forecast(Wire):
+    """What a job will have cost when it ends; of one that has ended, what it cost.
+
+    Counted as the budget counts: tokens and money in doubt included, time from the first start on.
+    `usd` is None without a price.
+    """
+
+    calls: Expected[int]
+    tokens: Expected[int]
+    usd: Expected[float] | None
+    seconds: Expected[float]
+
+
 class Progress(Wire):
     """How far a job is."""
 
@@ -349,6 +372,7 @@ class Job(Wire):
     progress: Progress = Progress()
     best: Best | None = None
     usage: Usage = Usage()
+    forecast: Forecast | None = None
     spec: JobSpec
     spec_hash: str
     seed: int
@@ -368,15 +392,23 @@ class JobPage(Wire):
 
 
 class Estimate(Wire):
-    """What a job is expected to cost; nothing has been spent. `usd` is None without a price."""
+    """What a job is expected to cost; nothing has been spent. `usd` is None without a price.
+
+    An interval goes from what is typical with short texts and answers to what is typical with long
+    ones, and is no bound; `calls_at_most` and `usd_at_most` are.
+    """
 
     calls: int
+    calls_interval: tuple[int, int] | None = None
     calls_at_most: int | None
     prompt_tokens: int
     completion_tokens: int
+    tokens_interval: tuple[int, int] | None = None
     usd: float | None
+    usd_interval: tuple[float, float] | None = None
     usd_at_most: float | None
     seconds: float | None
+    seconds_interval: tuple[float, float] | None = None
     final_check_calls: int
     notes: tuple[str, ...] = ()
 
@@ -545,6 +577,31 @@ class Result(Wire):
     surrogate: Surrogate | None = None
     created_at: datetime
     finished_at: datetime | None = None
+
+
+class UsageGroup(Wire):
+    """What some jobs have cost together; `group` is a job's id, a target, or a label's value.
+
+    None: the jobs without the label. `jobs` counts those that took part, `name` is a job's.
+    """
+
+    group: str | None
+    name: str | None = None
+    jobs: int
+    usage: Usage
+
+
+class UsageReport(Wire):
+    """What the jobs created in a period have cost: in all, and one page of it by group."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    group_by: str
+    jobs: int
+    total: Usage
+    data: tuple[UsageGroup, ...]
+    next_cursor: str | None = None
+    has_more: bool = False
 
 
 # --- generator ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -29,6 +30,7 @@ from instructzero.contracts import (
     Listing,
     TrialPage,
     TrialView,
+    UsageReport,
 )
 from instructzero.datasets import load_task
 from instructzero.errors import FieldProblem, InvalidSpec, Unavailable
@@ -264,6 +266,23 @@ def list_jobs(
         params["cursor"] = cursor
     params |= {f"label.{key}": value for key, value in (labels or {}).items()}
     return (yield from fetch(JobPage, Call("GET", "/jobs", params)))
+
+
+def usage(
+    since: datetime | str | None,
+    until: datetime | str | None,
+    group_by: str,
+    limit: int,
+    cursor: str | None,
+) -> Flow[UsageReport]:
+    """Return one page of what jobs have cost."""
+    params: dict[str, str | int | float] = {"group_by": group_by, "limit": limit}
+    for name, moment in (("since", since), ("until", until)):
+        if moment is not None:
+            params[name] = moment if isinstance(moment, str) else moment.isoformat()
+    if cursor is not None:
+        params["cursor"] = cursor
+    return (yield from fetch(UsageReport, Call("GET", "/usage", params)))
 
 
 def steer(job_id: str, action: str) -> Flow[Job]:

@@ -60,6 +60,7 @@ for name, command, panel in (
     ("watch", jobs.watch, JOBS),
     ("result", jobs.result, JOBS),
     ("list", jobs.list_jobs, JOBS),
+    ("usage", jobs.usage, JOBS),
     ("cancel", jobs.cancel, JOBS),
     ("export", jobs.export, JOBS),
     ("report", jobs.report, JOBS),

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from instructzero.contracts import Estimate, Job, Measured, Result
+from instructzero.contracts import Estimate, Job, Measured, Result, Usage, UsageReport
 from services.report import wording
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,10 @@ class Screen:
     def result(self, job: Job, result: Result) -> None:
         """Show a finished job."""
         self._out.print(result_table(job, result))
+
+    def usage(self, report: UsageReport) -> None:
+        """Show what jobs have cost."""
+        self._out.print(usage_table(report))
 
     def jobs(self, jobs: Sequence[Job]) -> None:
         """Show a list of jobs."""
@@ -250,3 +254,32 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
             job.created_at.strftime("%Y-%m-%d %H:%M"),
         )
     return table
+
+
+def usage_table(report: UsageReport) -> Table:
+    """Return what jobs have cost, one group a row, and the sum of all pages."""
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
+    is_by_job = report.group_by == "job"
+    table.add_column(report.group_by, footer="all", overflow="fold", no_wrap=is_by_job)
+    if is_by_job:
+        table.add_column(
+            "name", footer=wording.count(report.jobs, "job"), overflow="fold", min_width=8
+        )
+    else:
+        table.add_column("jobs", footer=wording.count(report.jobs), justify="right")
+    names = ("calls", "cached", "in doubt", "tokens", "money")
+    for name, footer in zip(names, _numbers(report.total), strict=True):
+        table.add_column(name, footer=footer, justify="right", no_wrap=True)
+    for group in report.data:
+        shown = wording.NOTHING if group.group is None else group.group
+        beside = (group.name or "") if is_by_job else wording.count(group.jobs)
+        texts = (Text(harmless(text), overflow="fold") for text in (shown, beside))
+        table.add_row(*texts, *_numbers(group.usage))
+    return table
+
+
+def _numbers(usage: Usage) -> tuple[str, ...]:
+    tokens = usage.prompt_tokens + usage.completion_tokens
+    counts = (usage.calls, usage.cached_calls, usage.in_doubt_calls, tokens)
+    money = wording.NOTHING if usage.usd is None else wording.usd(usage.usd)
+    return (*map(wording.count, counts), money)

@@ -161,6 +161,38 @@ def list_jobs(
     asyncio.run(show_jobs(_place(url, database), request, Screen()))
 
 
+def usage(
+    url: opt.Url = None,
+    database: opt.Database = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            envvar="IZ_SINCE",
+            metavar="WHEN",
+            help="Jobs created then or later: 2026-11-01 (UTC), or a time with its offset.",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(envvar="IZ_UNTIL", metavar="WHEN", help="Jobs created before then."),
+    ] = None,
+    group_by: Annotated[
+        str, typer.Option(envvar="IZ_GROUP_BY", metavar="job|target|label.KEY")
+    ] = "job",
+    limit: Annotated[int, typer.Option(envvar="IZ_LIMIT", min=1, max=200)] = 50,
+    cursor: Annotated[
+        str | None, typer.Option(envvar="IZ_CURSOR", help="The `next_cursor` of the page before.")
+    ] = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Show what jobs have cost, by job, target or label; --json prints the body of GET /usage."""
+    from services.commands.console import Screen
+    from services.commands.remote import UsageRequest, show_usage
+
+    request = UsageRequest(since, until, group_by, limit, cursor, as_json)
+    asyncio.run(show_usage(_place(url, database), request, Screen()))
+
+
 def cancel(job_id: opt.JobId, url: opt.Url = None, database: opt.Database = None) -> None:
     """Cancel a job; what was measured so far is kept."""
     from services.commands.console import Screen

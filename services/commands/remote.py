@@ -44,6 +44,18 @@ class ListRequest:
     as_json: bool
 
 
+@dataclass(frozen=True)
+class UsageRequest:
+    """What `usage` was asked to show."""
+
+    since: str | None
+    until: str | None
+    group_by: str
+    limit: int
+    cursor: str | None
+    as_json: bool
+
+
 async def submit_job(request: SubmitRequest, screen: Screen) -> int:
     """Queue a job, or say what it would cost, and return the exit code.
 
@@ -159,6 +171,24 @@ async def show_jobs(place: Place, request: ListRequest, screen: Screen) -> None:
     screen.jobs(page.data)
     if page.next_cursor is not None:
         screen.say(f"There are more: --cursor {page.next_cursor}")
+
+
+async def show_usage(place: Place, request: UsageRequest, screen: Screen) -> None:
+    """Show one page of what jobs have cost.
+
+    Raises:
+        InvalidRequest: the period or the grouping is none.
+    """
+    async with open_place(place) as client:
+        report = await client.usage(
+            request.since, request.until, request.group_by, request.limit, request.cursor
+        )
+    if request.as_json:
+        screen.write(json.dumps(report.model_dump(mode="json")))
+        return
+    screen.usage(report)
+    if report.next_cursor is not None:
+        screen.say(f"There are more: --cursor {report.next_cursor}")
 
 
 async def cancel_job(place: Place, job_id: str, screen: Screen) -> None:

@@ -15,7 +15,7 @@ from instructzero.contracts import DryRun, Job, JobPage, JobStatus, LabelKey, La
 from instructzero.errors import FieldProblem, InvalidRequest
 from services.optimizer import control, cursors, reads
 from services.optimizer.admission import admit
-from services.optimizer.estimate import estimate_job
+from services.optimizer.estimate import estimate_job, outlook_of
 from services.optimizer.intake import Deps, JobId, Reading, Sent, Watching, Writing
 from services.optimizer.openapi import CREATE_BODY, PROBLEMS, problems
 from services.optimizer.reads import Mark
@@ -77,6 +77,7 @@ async def create_job(
             session,
             f"job_{uuid.uuid4().hex}",
             sent.spec,
+            outlook=outlook_of(sent.spec, connections).content(),
             key=idempotency_key,
             body_hash=sent.body_hash,
         )

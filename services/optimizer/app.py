@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from services import web
-from services.optimizer import api, api_catalog, api_record
+from services.optimizer import api, api_catalog, api_record, api_usage
 from services.optimizer.auth import KeyCheck, read_digests
 from services.optimizer.intake import ApiDeps
 from services.optimizer.openapi import describe
@@ -36,7 +36,7 @@ def create_app(deps: ApiDeps) -> FastAPI:
     app.state.deps = deps
     app.state.watch = Watch(deps.database)
     app.state.end_waits = app.state.watch.close  # for whoever stops the server
-    for part in (api, api_record, api_catalog):
+    for part in (api, api_record, api_usage, api_catalog):
         app.include_router(part.router)
     app.add_middleware(KeyCheck, digests=read_digests(deps.settings))
 

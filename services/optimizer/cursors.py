@@ -7,10 +7,15 @@ import binascii
 import json
 from datetime import UTC, datetime
 
+from pydantic import TypeAdapter, ValidationError
+
+from instructzero.contracts import LabelValue
 from instructzero.errors import FieldProblem, InvalidRequest
 
 MOST_CHARACTERS = 200
+MOST_CHARACTERS_OF_A_GROUP = 4_000
 LARGEST = 2**53
+_GROUP: TypeAdapter[str] = TypeAdapter(LabelValue)
 
 
 def after_job(created_at: datetime, job_id: str) -> str:
@@ -52,13 +57,33 @@ def read_trial_cursor(cursor: str) -> int:
     raise _refusal()
 
 
+def after_group(group: str) -> str:
+    """Return the cursor after a group of the usage document."""
+    return _encode([group])
+
+
+def read_group_cursor(cursor: str) -> str:
+    """Return the group that a cursor stands for.
+
+    Raises:
+        InvalidRequest: it is none of ours.
+    """
+    found = _decode(cursor, at_most=MOST_CHARACTERS_OF_A_GROUP)
+    if not (isinstance(found, list) and len(found) == 1):
+        raise _refusal()
+    try:
+        return _GROUP.validate_python(found[0], strict=True)
+    except ValidationError as error:
+        raise _refusal() from error
+
+
 def _encode(content: list[int | str]) -> str:
     text = json.dumps(content, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(text).decode().rstrip("=")
 
 
-def _decode(cursor: str) -> object:
-    if len(cursor) > MOST_CHARACTERS:
+def _decode(cursor: str, *, at_most: int = MOST_CHARACTERS) -> object:
+    if len(cursor) > at_most:
         raise _refusal()
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)

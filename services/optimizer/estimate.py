@@ -6,8 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from instructzero.contracts import Estimate, JobSpec, TargetView
+from instructzero.contracts import Estimate, Expected, JobSpec, StrategyName, TargetView
+from services.optimizer.forecast import foresee
 from services.optimizer.jobs import (
+    GUESS_MARGIN,
+    LONG,
+    SHORT,
+    TYPICAL,
     Connections,
     Cost,
     Splits,
@@ -18,12 +23,19 @@ from services.optimizer.jobs import (
     typical_call,
     worst_call,
 )
+from services.optimizer.learned import Learned
+from services.optimizer.outlook import Guess, Outlook, Spent
+from services.optimizer.search.allowance import CALLS_PER_TRIAL, UNBOUNDED_TRIALS
 from services.optimizer.search.report import MIN_PAIRS, FinalCheckPlan, plan_final_check
 
 BYTES_PER_GENERATED_TOKEN = 8
 """Enough for the longest instruction that `generator.max_tokens` is likely to give."""
-SECONDS_PER_CALL = 1.0
-"""Guess at a call's latency where only time bounds a job."""
+IN_FLIGHT = 32
+"""Calls at once where a target does not say."""
+FAST, USUAL, SLOW = 0.2, 1.0, 5.0
+"""Guesses at the seconds from a request to its answer."""
+WHOLE_SET = frozenset({StrategyName.INSTRUCTZERO, StrategyName.RANDOM})
+"""Strategies that try every instruction on the same examples, all of them at once."""
 
 
 class Plan(NamedTuple):
@@ -37,42 +49,127 @@ class Plan(NamedTuple):
 
 def estimate_job(spec: JobSpec, connections: Connections) -> Estimate:
     """Return what the job is expected to cost and what it can cost at most."""
-    target, splits = connections.target, split_examples(spec)
-    typical = typical_call(spec, connections, splits)
-    plan = _plan(spec, target, splits, typical)
-    completion = round(plan.calls * target.max_tokens / 2)
-    has_price = connections.has_price
+    splits = split_examples(spec)
+    outlook, final = outlook_of(spec, connections), _final_check(spec, connections, splits)
+    found = foresee(spec.budget, outlook, Spent(), Learned())
+    plan = Plan(found.calls.expected, final.reserved_calls * outlook.calls_each, final, splits)
+    completion = min(round(plan.calls * connections.target.max_tokens / 2), found.tokens.expected)
+    usd_at_most = _usd_at_most(spec, connections, splits) if connections.has_price else None
+    usd, usd_interval = _bounded(found.usd, usd_at_most)
     return Estimate(
         calls=plan.calls,
+        calls_interval=found.calls.interval,
         calls_at_most=spec.budget.calls,
-        prompt_tokens=max(plan.calls * typical.tokens - completion, 0),
+        prompt_tokens=found.tokens.expected - completion,
         completion_tokens=completion,
-        usd=round(plan.calls * typical.usd, 6) if has_price else None,
-        usd_at_most=_usd_at_most(spec, connections, splits) if has_price else None,
-        seconds=_seconds(spec, target, plan.calls, plan.calls * typical.tokens),
+        tokens_interval=found.tokens.interval,
+        usd=usd,
+        usd_interval=usd_interval,
+        usd_at_most=usd_at_most,
+        seconds=found.seconds.expected,
+        seconds_interval=found.seconds.interval,
         final_check_calls=plan.final_calls,
-        notes=tuple(_notes(spec, target, plan)),
+        notes=tuple(_notes(spec, connections.target, plan)),
     )
 
 
-def _plan(spec: JobSpec, target: TargetView, splits: Splits, typical: Cost) -> Plan:
-    each = calls_per_evaluation(spec)
-    affordable = affordable_calls(spec, typical)
-    final = plan_final_check(
-        None if affordable is None else affordable // each,
+def outlook_of(spec: JobSpec, connections: Connections) -> Outlook:
+    """Return what is known of a job's cost before its start.
+
+    The low end of a guess takes instructions and answers to be short, the high end takes them to
+    be as long as generator and target may write.
+    """
+    splits, each = split_examples(spec), calls_per_evaluation(spec)
+    short, typical, long = (
+        typical_call(spec, connections, splits, texts) for texts in (SHORT, TYPICAL, LONG)
+    )
+    final = _final_check(spec, connections, splits)
+    return Outlook(
+        calls_each=each,
+        most_evaluations=_most_evaluations(spec, splits, typical, final),
+        final_evaluations=final.reserved_calls,
+        leftover_evaluations=_leftover(spec, connections, splits, final),
+        may_stop_early=spec.stop.score is not None,
+        tokens=Guess(*(call.tokens * each for call in (short, typical, long))),
+        usd=Guess(*(call.usd * each for call in (short, typical, long)))
+        if connections.has_price
+        else None,
+        seconds=Guess(
+            *(
+                _seconds(connections.target, call.tokens, latency) * each
+                for call, latency in ((short, FAST), (typical, USUAL), (long, SLOW))
+            )
+        ),
+    )
+
+
+def _bounded(
+    found: Expected[float] | None, most: float | None
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return an amount of money and its interval, none of it beyond what is possible."""
+    if found is None:
+        return None, None
+    bound = math.inf if most is None else most
+    low, expected, high = (
+        min(round(usd, 6), bound) for usd in (found.interval[0], found.expected, found.interval[1])
+    )
+    return expected, (low, high)
+
+
+def _final_check(spec: JobSpec, connections: Connections, splits: Splits) -> FinalCheckPlan:
+    affordable = affordable_calls(spec, typical_call(spec, connections, splits))
+    return plan_final_check(
+        None if affordable is None else affordable // calls_per_evaluation(spec),
         len(splits.test),
         spec.task.baseline is not None,
     )
-    final_calls = final.reserved_calls * each
-    bounds = [] if affordable is None else [affordable]
-    if spec.budget.trials is not None:
-        bounds.append(spec.budget.trials * len(splits.validation) * each + final_calls)
-    if not bounds:  # only time bounds the job
-        seconds = spec.budget.seconds or 0.0
-        in_flight = _limit(target, "in_flight") or 1.0
-        rate = min(in_flight / SECONDS_PER_CALL, _per_second(target, "requests") or math.inf)
-        bounds.append(max(int(seconds * rate), 1))
-    return Plan(min(bounds), final_calls, final, splits)
+
+
+def _most_evaluations(
+    spec: JobSpec, splits: Splits, typical: Cost, final: FinalCheckPlan
+) -> int | None:
+    """Return what the strategy asks for at most if no budget stops it; None: anything."""
+    affordable, trials = affordable_calls(spec, typical), spec.budget.trials
+    bounds = []
+    if affordable is not None and spec.budget.calls is None:
+        n = affordable * GUESS_MARGIN // calls_per_evaluation(spec)
+        bounds.append(max(n - final.reserved_calls, 0))
+    if trials is not None or affordable is None:
+        per_trial = _examples_per_trial(spec, splits)
+        if affordable is None and spec.strategy.name not in WHOLE_SET:
+            per_trial = min(per_trial, CALLS_PER_TRIAL)
+        bounds.append((UNBOUNDED_TRIALS if trials is None else trials) * per_trial)
+    return min(bounds) if bounds else None
+
+
+def _examples_per_trial(spec: JobSpec, splits: Splits) -> int:
+    """Return on how many examples an instruction is tried that is tried on all it can be."""
+    asked = spec.strategy.options.get("examples") if spec.strategy.name in WHOLE_SET else None
+    return min(int(asked or len(splits.validation)), len(splits.validation))
+
+
+def _leftover(
+    spec: JobSpec, connections: Connections, splits: Splits, final: FinalCheckPlan
+) -> int:
+    """Return how many evaluations less than the budget pays for there may be.
+
+    One more instruction may not fit as a whole; tokens and money must hold the worst that a call
+    can cost before it is made; a winner that is the baseline is measured once.
+    """
+    left = 0
+    budget = spec.budget
+    is_bounded = any(bound is not None for bound in (budget.calls, budget.tokens, budget.usd))
+    if is_bounded and spec.strategy.name in WHOLE_SET:
+        left += _examples_per_trial(spec, splits) - 1
+    if budget.tokens is not None or budget.usd is not None:
+        typical = typical_call(spec, connections, splits)
+        longest = max(splits.validation, key=lambda example: len(example.input))
+        instruction = "x" * (spec.generator.max_tokens * BYTES_PER_GENERATED_TOKEN)
+        worst = worst_call(spec, connections, instruction, longest)
+        left += math.ceil(worst.tokens / typical.tokens)
+    if "baseline" in final.arms:
+        left += final.n_examples
+    return left
 
 
 def _limit(target: TargetView, name: str) -> float | None:
@@ -85,17 +182,14 @@ def _per_second(target: TargetView, unit: str) -> float | None:
     return None if per_minute is None else per_minute / 60
 
 
-def _seconds(spec: JobSpec, target: TargetView, calls: int, tokens: int) -> float | None:
-    """Return how long the rate limits alone make the job; None where there are none."""
-    times = [
-        amount / rate
-        for amount, unit in ((calls, "requests"), (tokens, "tokens"))
-        if (rate := _per_second(target, unit)) is not None
-    ]
-    bound = spec.budget.seconds
-    if not times:
-        return bound
-    return round(min(max(times), math.inf if bound is None else bound), 1)
+def _seconds(target: TargetView, tokens: int, latency: float) -> float:
+    """Return the time from one call to the next: what the limits or the latency make it."""
+    times = [latency / (_limit(target, "in_flight") or IN_FLIGHT)]
+    for amount, unit in ((1, "requests"), (tokens, "tokens")):
+        rate = _per_second(target, unit)
+        if rate is not None:
+            times.append(amount / rate)
+    return max(times)
 
 
 def _usd_at_most(spec: JobSpec, connections: Connections, splits: Splits) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import JsonValue
@@ -62,6 +63,11 @@ async def _decide(run: JobRun) -> Step:
         "stop_reason": run.stop_reason,
     }
     number = len(state.steps)
+    state.learned = replace(
+        state.learned,
+        final_from=state.n_settled(),
+        final_evaluations=len(set(content["arms"].values())) * len(content["examples"]),
+    )
     fail_point("decided")
     await store.transact(
         run.deps.database.writes,
@@ -73,6 +79,7 @@ async def _decide(run: JobRun) -> Step:
             decision=content,
             snapshot=None,
             new_trials=(),
+            learned=state.learned.content(),
         ),
     )
     fail_point("journaled")

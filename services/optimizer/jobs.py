@@ -40,7 +40,8 @@ NEXT: Mapping[JobStatus, frozenset[JobStatus]] = {
 
 TOKENS_AROUND_A_MESSAGE = 64
 """Upper bound of what a chat protocol adds to the text of one message."""
-TYPICAL_INSTRUCTION_BYTES = 80
+GUESS_MARGIN = 4
+"""Where only tokens or money bound a job, plan for calls this much cheaper than the guess."""
 SEARCH_SHARE_OF_TIME = 0.8
 """Share of `budget.seconds` after which the search ends, so that the final check has time."""
 
@@ -161,18 +162,44 @@ def _bounded_call(target: TargetView, n_bytes: int) -> Cost:
     return Cost(1, prompt + target.max_tokens, money(target, prompt, target.max_tokens))
 
 
-def typical_call(spec: JobSpec, connections: Connections, splits: Splits) -> Cost:
-    """Guess at an average call before any was made: four bytes a token, half an answer."""
+@dataclass(frozen=True)
+class Texts:
+    """What texts and answers are taken to be like before any was seen.
+
+    Attributes:
+        instruction_bytes: length of an instruction; None: all that the generator may write.
+        bytes_per_token: of what is read.
+        around: tokens that the protocol adds to a message.
+        answer_share: of the tokens that an answer may have; at least one is written.
+    """
+
+    instruction_bytes: int | None
+    bytes_per_token: float
+    around: int
+    answer_share: float
+
+
+SHORT = Texts(20, 5.0, 0, 0.0)
+TYPICAL = Texts(80, 4.0, 0, 0.5)
+LONG = Texts(None, 2.5, 20, 1.0)
+
+
+def typical_call(
+    spec: JobSpec, connections: Connections, splits: Splits, texts: Texts = TYPICAL
+) -> Cost:
+    """Guess at an average call before any was made."""
     target, judge = connections.target, connections.judge
     examples = (*splits.validation, *splits.test)
     text = sum(len(example.input.encode()) for example in examples) / len(examples)
-    prompt = (len(spec.template.encode()) + TYPICAL_INSTRUCTION_BYTES + text) / 4
-    answer = target.max_tokens / 2
+    instruction = texts.instruction_bytes or 4 * spec.generator.max_tokens
+    per_token, around = texts.bytes_per_token, texts.around
+    prompt = (len(spec.template.encode()) + instruction + text) / per_token + around
+    answer = texts.answer_share * target.max_tokens or 1.0
     tokens, usd = prompt + answer, money(target, prompt, answer)
     if judge is not None:  # every other call is the judge's
         rubric = len((spec.metric.rubric or "").encode())
-        prompt = (JUDGE_WORDING_BYTES + rubric + 2 * text) / 4 + answer
-        grade = judge.max_tokens / 2
+        prompt = (JUDGE_WORDING_BYTES + rubric + 2 * text) / per_token + answer + around
+        grade = texts.answer_share * judge.max_tokens or 1.0
         tokens = (tokens + prompt + grade) / 2
         usd = (usd + money(judge, prompt, grade)) / 2
     return Cost(1, math.ceil(tokens), usd)

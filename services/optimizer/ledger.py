@@ -228,6 +228,12 @@ class Ledger:
             row.prompt_tokens += line.usage.prompt_tokens
             row.completion_tokens += line.usage.completion_tokens
             row.usd += line.usd or 0.0
+        if line.judge is not None:
+            row.judge_calls += line.judge.calls
+            row.judge_failed_calls += line.judge.failed_calls
+            row.judge_prompt_tokens += line.judge.usage.prompt_tokens
+            row.judge_completion_tokens += line.judge.usage.completion_tokens
+            row.judge_usd += line.judge.usd or 0.0
 
     async def close(self, handover: Handover, *, is_in_doubt: bool = False) -> None:
         """Give back what a handover did not use; in doubt: charge it instead."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from instructzero.contracts import JobSpec, JobStatus, StatusReason, StrategyName
 from instructzero.errors import (
@@ -53,6 +54,13 @@ class LoopDeps:
     one_ask: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+class Moment(NamedTuple):
+    """How many evaluations there were at a moment of this process's clock."""
+
+    evaluations: int
+    seconds: float
+
+
 @dataclass
 class JobRun:
     """One claimed job while it runs."""
@@ -66,6 +74,17 @@ class JobRun:
     buyer: Buyer
     writer: Writer
     stop_reason: str | None = None
+    learned_at: Moment = field(default_factory=lambda: Moment(0, time.monotonic()))
+
+    def learn(self) -> dict[str, Any]:
+        """Note how long a step took, and return what was learned of costs up to the one before."""
+        before, self.learned_at = self.learned_at, Moment(self.state.n_settled(), time.monotonic())
+        self.state.learned = self.state.learned.after_step(
+            self.learned_at.evaluations - before.evaluations,
+            self.learned_at.seconds - before.seconds,
+            self.state.bills,
+        )
+        return self.state.learned.content()
 
     @property
     def steps_at_once(self) -> int:
@@ -157,7 +176,9 @@ async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
         may_go_on=permission.may_write,
     )
     buyer = Buyer(state, ledger, deps.scorer, may_go_on=permission.may_buy)
-    return JobRun(claim, deps, state, ledger, strategy, permission, buyer, writer)
+    run = JobRun(claim, deps, state, ledger, strategy, permission, buyer, writer)
+    run.learned_at = Moment(state.n_settled(), time.monotonic())
+    return run
 
 
 async def find_connections(spec: JobSpec, scorer: Scorer) -> Connections:
@@ -307,10 +328,11 @@ async def tell(run: JobRun, step: Step) -> None:
         arm = state.arms[found.arm]
         best = leader(arm.text, arm.trial or 0, state.answers.get(("validation", arm.n), {}))
     content = None if best is None else best.model_dump(mode="json")
+    learned = run.learn()
     fail_point("scored")
     await store.transact(
         run.deps.database.writes,
-        lambda s: store.finish_step(s, run.claim, step=step.number, best=content),
+        lambda s: store.finish_step(s, run.claim, step=step.number, best=content, learned=learned),
     )
     fail_point("told")
     state.tell(step)

@@ -64,7 +64,13 @@ class Timing(NamedTuple):
 
 
 async def insert_job(
-    session: AsyncSession, job_id: str, spec: JobSpec, *, key: str | None, body_hash: str
+    session: AsyncSession,
+    job_id: str,
+    spec: JobSpec,
+    *,
+    outlook: dict[str, Any],
+    key: str | None,
+    body_hash: str,
 ) -> JobRow:
     """Store a queued job; with a key, return the job that the key made first.
 
@@ -83,6 +89,9 @@ async def insert_job(
         spec_hash=spec.spec_hash(),
         seed=spec.seed,
         labels=dict(spec.labels),
+        target=spec.target,
+        judge=spec.metric.target,
+        outlook=outlook,
         n_events=0,
     )
     session.add(row)

@@ -10,6 +10,7 @@ from instructzero.contracts import Example, JobSpec
 from instructzero.errors import JournalDamaged
 from services.optimizer import store
 from services.optimizer.jobs import (
+    GUESS_MARGIN,
     Connections,
     Cost,
     Splits,
@@ -18,6 +19,7 @@ from services.optimizer.jobs import (
     split_examples,
     typical_call,
 )
+from services.optimizer.learned import Bills, Learned
 from services.optimizer.results import Answered
 from services.optimizer.seals import SealedRow, is_intact
 from services.optimizer.search.report import FinalCheckPlan, plan_final_check
@@ -36,8 +38,6 @@ ENOUGH_CALLS = 20
 """Calls after which the observed cost of a call replaces the guess."""
 STEPS_AT_ONCE = 2
 """One more than are needed, so that no call waits for a decision; each adds to what it ignores."""
-GUESS_MARGIN = 4
-"""Where only tokens or money bound a job, plan for calls this much cheaper than the guess."""
 
 
 @dataclass
@@ -120,6 +120,8 @@ class JobState:
     costs: dict[tuple[int, int], Cost] = field(default_factory=dict)
     told: Cost = field(default_factory=Cost)
     n_told: int = 0
+    bills: Bills = field(default_factory=Bills)
+    learned: Learned = field(default_factory=Learned)
 
     @classmethod
     def open(cls, job_id: str, spec: JobSpec, connections: Connections) -> JobState:
@@ -153,6 +155,7 @@ class JobState:
             if step.is_done:
                 self.tell(step)
         self.fingerprint = journal.fingerprint
+        self.learned = Learned.of(journal.learned)
 
     def add_arm(self, row: ArmRow) -> None:
         """Take in an arm."""
@@ -178,8 +181,10 @@ class JobState:
 
     def tell(self, step: Step) -> None:
         """Note that the strategy knows the next step's results."""
-        for pair in step.pairs:
-            self.told = self.told.plus(self.costs.get(pair, Cost()))
+        for arm, example in step.pairs:
+            cost = self.costs.get((arm, example), Cost())
+            self.told = self.told.plus(cost)
+            self.bills.add(arm, cost)
         self.n_told += 1
         step.is_done = True
 
@@ -225,6 +230,10 @@ class JobState:
     def missing(self, pairs: Iterable[tuple[int, int]], split: str) -> list[tuple[int, int]]:
         """Return the pairs that have no answer yet."""
         return [pair for pair in pairs if not self.is_bought(split, *pair)]
+
+    def n_settled(self) -> int:
+        """Number of evaluations that are stored, those without an answer included."""
+        return sum(map(len, self.answers.values())) + len(self.unanswerable)
 
     def decided_pairs(self) -> int:
         """Number of evaluations that the search has decided on."""

@@ -74,6 +74,7 @@ class Journal:
     fingerprint: str | None
     counted: tuple[int, int, int]
     """How many points, arms and evaluations there must be."""
+    learned: Mapping[str, Any] | None
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -151,7 +152,14 @@ def guard_in_thread(session: Session, claim: Claim) -> JobRow:
     Raises:
         LeaseLost: another runner claimed the job, or it is not running any more.
     """
-    large = (JobRow.spec, JobRow.result, JobRow.labels, JobRow.status_reason)
+    large = (
+        JobRow.spec,
+        JobRow.result,
+        JobRow.labels,
+        JobRow.status_reason,
+        JobRow.outlook,
+        JobRow.learned,
+    )
     light = _owned(claim).options(*map(defer, large))
     return _ours(session.scalar(light), claim)
 
@@ -197,9 +205,13 @@ async def load_journal(session: AsyncSession, job_id: str) -> Journal:
     last = await session.scalar(handovers.order_by(HandoverRow.n.desc()).limit(1))
     job = (
         await session.execute(
-            select(JobRow.fingerprint, JobRow.n_points, JobRow.n_arms, JobRow.n_evaluations).where(
-                JobRow.id == job_id
-            )
+            select(
+                JobRow.fingerprint,
+                JobRow.n_points,
+                JobRow.n_arms,
+                JobRow.n_evaluations,
+                JobRow.learned,
+            ).where(JobRow.id == job_id)
         )
     ).one()
     return Journal(
@@ -212,6 +224,7 @@ async def load_journal(session: AsyncSession, job_id: str) -> Journal:
         next_handover=0 if last is None else last + 1,
         fingerprint=job.fingerprint,
         counted=(job.n_points, job.n_arms, job.n_evaluations),
+        learned=job.learned,
     )
 
 
@@ -285,8 +298,12 @@ async def journal_decision(
     decision: dict[str, Any],
     snapshot: dict[str, Any] | None,
     new_trials: Sequence[int],
+    learned: dict[str, Any] | None = None,
 ) -> None:
-    """Store a decision before anything depends on it, and number the arms it tries first."""
+    """Store a decision before anything depends on it, and number the arms it tries first.
+
+    `learned` is what it says of the job's cost, if anything.
+    """
     row = await guard(session, claim)
     if await session.get(StepRow, (claim.job_id, step)) is not None:
         return  # our own commit, unseen
@@ -309,6 +326,8 @@ async def journal_decision(
             .values(trial=row.n_trials, trial_step=step)
         )
     row.step = step
+    if learned is not None:
+        row.learned = learned
 
 
 async def store_texts(
@@ -340,9 +359,14 @@ async def store_texts(
 
 
 async def finish_step(
-    session: AsyncSession, claim: Claim, *, step: int, best: dict[str, Any] | None
+    session: AsyncSession,
+    claim: Claim,
+    *,
+    step: int,
+    best: dict[str, Any] | None,
+    learned: dict[str, Any] | None = None,
 ) -> None:
-    """Mark a step as done, publish the leader, and note what had been paid by then."""
+    """Mark a step as done, publish the leader and what was learned of costs, note what was paid."""
     row = await guard(session, claim)
     moved = await session.scalar(
         update(StepRow)
@@ -353,6 +377,8 @@ async def finish_step(
     if moved is None:
         return  # our own commit, unseen
     row.fruitless_claims = 0
+    if learned is not None:
+        row.learned = learned
     spent = {"calls": row.calls, "cached_calls": row.cached_calls}
     await add_event(session, row, "step_done", {"step": step, **spent, "best": best})
     if best is not None:

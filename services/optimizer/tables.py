@@ -85,7 +85,12 @@ class Base(DeclarativeBase):
 
 
 class JobRow(Base):
-    """One job: its spec, status, lease, flags and running totals of the ledger."""
+    """One job: its spec, status, lease, flags and running totals of the ledger.
+
+    The judge's numbers are part of those without `judge`. `target` and `judge` repeat the spec,
+    which is too large to read for a sum over many jobs; null: stored by a version that did not know
+    them. `outlook` is what the job was expected to cost, `learned` what its runner knows of that.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -126,6 +131,10 @@ class JobRow(Base):
     spec_hash: Mapped[str] = mapped_column(String(64))
     seed: Mapped[int] = mapped_column(BigInteger)
     labels: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    target: Mapped[str | None] = mapped_column(String(100))
+    judge: Mapped[str | None] = mapped_column(String(100))
+    outlook: Mapped[dict[str, Any] | None]
+    learned: Mapped[dict[str, Any] | None]
     algo_version: Mapped[int] = mapped_column(Integer, default=ALGO_VERSION)
     version: Mapped[int] = mapped_column(Integer, default=1)
     fingerprint: Mapped[str | None]
@@ -147,6 +156,11 @@ class JobRow(Base):
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
     completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
     usd: Mapped[float] = mapped_column(Float, default=0.0)
+    judge_calls: Mapped[int] = mapped_column(Integer, server_default="0")
+    judge_failed_calls: Mapped[int] = mapped_column(Integer, server_default="0")
+    judge_prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    judge_completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    judge_usd: Mapped[float] = mapped_column(Float, server_default="0")
     in_doubt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
     in_doubt_usd: Mapped[float] = mapped_column(Float, default=0.0)
     reserved_calls: Mapped[int] = mapped_column(Integer, default=0)

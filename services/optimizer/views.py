@@ -9,6 +9,7 @@ from instructzero.contracts import (
     Best,
     Event,
     ExampleScore,
+    Forecast,
     Job,
     JobSpec,
     JobStatus,
@@ -19,7 +20,10 @@ from instructzero.contracts import (
     Usage,
 )
 from services.optimizer.final import usage_of
+from services.optimizer.forecast import foresee, spent_all
 from services.optimizer.jobs import split_examples
+from services.optimizer.learned import Learned
+from services.optimizer.outlook import Outlook, Spent
 from services.optimizer.reads import Timing, Tried
 from services.optimizer.results import LEVEL
 from services.optimizer.search.report import score_interval
@@ -29,6 +33,8 @@ from services.optimizer.tables import EvaluationRow, EventRow, JobRow
 def job_view(row: JobRow, *, now: datetime | None = None) -> Job:
     """Return a job as the API shows it; `now` only matters for the time that is left."""
     spec = JobSpec.model_validate(row.spec)
+    spent = _spent(row, now or datetime.now(UTC))
+    forecast = _forecast(row, spec, spent)
     return Job(
         id=row.id,
         name=row.name,
@@ -38,9 +44,10 @@ def job_view(row: JobRow, *, now: datetime | None = None) -> Job:
         conditions=tuple(row.conditions),
         cancel_requested=row.cancel_requested,
         pause_requested=row.pause_requested,
-        progress=_progress(row, spec, now or datetime.now(UTC)),
+        progress=_progress(row, spec, spent, forecast),
         best=Best.model_validate(row.best) if row.best else None,
         usage=usage_of(row, has_price=_has_price(row)),
+        forecast=forecast,
         spec=spec,
         spec_hash=row.spec_hash,
         seed=row.seed,
@@ -57,23 +64,50 @@ def _has_price(row: JobRow) -> bool:
     return row.usd + row.in_doubt_usd + row.reserved_usd > 0
 
 
-def _progress(row: JobRow, spec: JobSpec, now: datetime) -> Progress:
+def _spent(row: JobRow, now: datetime) -> Spent:
     elapsed = 0.0
     if row.started_at is not None:
         elapsed = max(((row.finished_at or now) - row.started_at).total_seconds(), 0.0)
-    tokens = row.prompt_tokens + row.completion_tokens + row.in_doubt_tokens
-    budget = spec.budget
+    return Spent(
+        evaluations=row.n_evaluations,
+        cached=row.cached_calls,
+        trials=row.n_trials,
+        calls=row.calls,
+        failed_calls=row.failed_calls,
+        in_doubt_calls=row.in_doubt_calls,
+        tokens=row.prompt_tokens + row.completion_tokens,
+        usd=row.usd,
+        in_doubt_tokens=row.in_doubt_tokens,
+        in_doubt_usd=row.in_doubt_usd,
+        seconds=elapsed,
+    )
+
+
+def _forecast(row: JobRow, spec: JobSpec, spent: Spent) -> Forecast | None:
+    """Return what the job will have cost; None: it is of a version that stored no outlook."""
+    if JobStatus(row.status).is_finished or row.cancel_requested:
+        return spent_all(spent, has_price=_has_price(row))
+    outlook = Outlook.of(row.outlook)
+    if outlook is None:
+        return None
+    return foresee(spec.budget, outlook, spent, Learned.of(row.learned))
+
+
+def _progress(row: JobRow, spec: JobSpec, spent: Spent, forecast: Forecast | None) -> Progress:
+    budget, totals = spec.budget, spent.totals()
     used = [
         (row.calls, budget.calls),
         (row.n_trials, budget.trials),
-        (tokens, budget.tokens),
-        (row.usd + row.in_doubt_usd, budget.usd),
-        (elapsed, budget.seconds),
+        (totals.tokens, budget.tokens),
+        (totals.usd, budget.usd),
+        (totals.seconds, budget.seconds),
     ]
-    share = min(max(spent / limit for spent, limit in used if limit is not None), 1.0)
+    share = min(max(part / limit for part, limit in used if limit is not None), 1.0)
     eta = None
-    if row.status == JobStatus.RUNNING and share > 0:
-        eta = round(elapsed * (1 - share) / share, 1)
+    if row.status == JobStatus.RUNNING and forecast is not None:
+        eta = round(max(forecast.seconds.expected - spent.seconds, 0.0), 1)
+    elif row.status == JobStatus.RUNNING and share > 0:
+        eta = round(spent.seconds * (1 - share) / share, 1)
     return Progress(
         trials=row.n_trials,
         calls=row.calls,

@@ -90,6 +90,25 @@ def test_list_can_be_narrowed(server, submitted, invoke, options, is_there):
     assert (submitted in {job.id for job in page.data}) is is_there
 
 
+def test_usage_prints_the_body_of_get_usage(server, submitted, invoke):
+    headers = {"authorization": f"Bearer {KEY.key}"}
+    url = f"{server.url}/usage?group_by=label.team&limit=50&since=2020-01-01"
+    body = httpx.get(url, headers=headers).json()
+    options = ("--group-by", "label.team", "--since", "2020-01-01", "--json")
+    assert json.loads(invoke("usage", *options, **server.place).stdout) == body
+    assert "red" in {group["group"] for group in body["data"]}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--group-by", "team", "job, target or label.KEY"), ("--since", "monday", "write a date")],
+)
+def test_usage_says_what_it_cannot_group_or_read(server, invoke, option, value, words):
+    done = invoke("usage", option, value, **server.place)
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
 def test_the_same_idempotency_key_is_the_same_job(server, submitted, invoke):
     arguments = ("submit", str(server.folder.job), "--idempotency-key", "one", "--json")
     first, again = (invoke(*arguments, **server.place) for _ in range(2))
@@ -132,6 +151,19 @@ def test_a_finished_job_is_read_from_its_database(finished, invoke):
     assert [job.id for job in page.data] == [finished.job_id]
     assert finished.job_id in invoke("list", *place).stdout
     assert invoke("watch", finished.job_id, *place).exit_code == 0
+
+
+def test_usage_is_shown_as_a_table_with_its_sum(finished, invoke):
+    place = ("--database", finished.database)
+    usage = Result.model_validate_json(finished.out).usage
+    rows = invoke("usage", "--group-by", "target", *place).stdout.splitlines()
+    (line,) = [row.split() for row in rows if row.strip().startswith("world")]
+    (total,) = [row.split() for row in rows if row.strip().startswith("all")]
+    assert line[1:] == total[1:]
+    assert line[1:4] == ["1", str(usage.calls), str(usage.cached_calls)]
+    assert [finished.job_id, "world"] in [
+        row.split()[:2] for row in invoke("usage", *place).stdout.splitlines()
+    ]
 
 
 def test_export_writes_every_evaluation(finished, invoke, tmp_path):

@@ -420,6 +420,7 @@ async def test_an_absent_database_is_unavailable_and_no_fault() -> None:
     for method, path in (
         ("POST", "/jobs"),
         ("GET", "/jobs"),
+        ("GET", "/usage"),
         ("GET", "/jobs/job_1?wait=1"),
         ("POST", "/jobs/job_1/cancel"),
         ("POST", "/jobs/job_1/pause"),
