@@ -83,6 +83,8 @@ def test_a_job_from_creation_to_its_last_answer(client: Client) -> None:
     assert client.export(ended.id, "csv").startswith("split,")
     assert [job.id for job in client.list(labels={"team": "a"}).data] == [ended.id]
     assert client.list(status="failed", labels={"team": "a"}).data == ()
+    bill = client.usage(since=ended.created_at, group_by="label.team", limit=10)
+    assert [(group.group, group.usage) for group in bill.data] == [("a", ended.usage)]
     client.delete(ended.id)
     with pytest.raises(NotFound):
         client.get(ended.id)

@@ -117,7 +117,9 @@ def progress_line(job: Job) -> str:
         calls += f" of {wording.count(budget.calls)}"
     parts = [f"{calls} calls", wording.count(progress.trials, "instruction")]
     if job.usage.usd is not None:
-        parts.append(wording.usd(job.usage.usd))
+        ahead = job.forecast.usd if job.forecast and not job.status.is_finished else None
+        of = "" if ahead is None else f" of about {wording.forecast(ahead, wording.usd)}"
+        parts.append(wording.usd(job.usage.usd) + of)
     if progress.eta_seconds is not None:
         parts.append(f"about {wording.seconds(progress.eta_seconds)} left")
     return ", ".join(parts)

@@ -94,7 +94,7 @@ def foresee(budget: Budget, outlook: Outlook, spent: Spent, learned: Learned) ->
         [end(rates, left(rates)) for rates in costs],
         [end(rates, left(rates)) for rates in times],
         end(expected, _n_at_least(outlook, learned, n_left)),
-        end(expected, n_left + _n_uncertain(budget)),
+        end(expected, n_left + _n_uncertain(budget, learned)),
     )
     limits = (budget.calls, budget.tokens, budget.usd, budget.seconds)
     return _forecast(
@@ -147,9 +147,10 @@ def _n_at_least(outlook: Outlook, learned: Learned, n_left: int) -> int:
     return max(n_left - outlook.leftover_evaluations, 0)
 
 
-def _n_uncertain(budget: Budget) -> int:
+def _n_uncertain(budget: Budget, learned: Learned) -> int:
     """Return 1 where a cheap last evaluation may still fit into what is left."""
-    return int(any(limit is not None for limit in (budget.tokens, budget.usd, budget.seconds)))
+    limits = (budget.tokens, budget.usd, budget.seconds)
+    return int(learned.final_from is None and any(limit is not None for limit in limits))
 
 
 def _n_left(budget: Budget, outlook: Outlook, spent: Spent, learned: Learned, rates: Rates) -> int:
@@ -223,7 +224,8 @@ class Seen(NamedTuple):
 def _mean(guess: Guess, seen: Seen) -> Mean:
     """Return what is believed of a mean cost.
 
-    The guess counts by its own width, so it is forgotten as soon as the observations tell more.
+    The guess counts by its own width, so it is forgotten as soon as the observations tell more; by
+    as much as it was wrong it is taken to have been less sure of itself.
     """
     below, above = (((edge - guess.expected) / QUANTILE) ** 2 for edge in (guess.low, guess.high))
     if seen.n <= 0:
@@ -231,7 +233,9 @@ def _mean(guess: Guess, seen: Seen) -> Mean:
     mean, freedom = seen.total / seen.n, max(seen.groups - 1, 0)
     guessed = (SPREAD * mean) ** 2 * seen.n / seen.parts
     spread = (FREEDOM * guessed + freedom * seen.variance) / (FREEDOM + freedom)
-    noise, prior = spread / seen.n, (below + above) / 2
+    noise, wrong = spread / seen.n, (mean - guess.expected) ** 2
+    below, above = below + wrong, above + wrong
+    prior = (below + above) / 2
     return Mean(
         guess.expected + (1.0 - _share(noise, prior)) * (mean - guess.expected),
         below * _share(noise, below),

@@ -213,6 +213,15 @@ def _costs(job: Job, result: Result | None) -> list[tuple[str, str, str]]:
         ("Money", wording.usd(usage.usd), wording.usd(budget.usd) if budget.usd else "–"),
         ("Time", wording.elapsed(job), wording.seconds(budget.seconds)),
     ]
+    if job.forecast is not None and not job.status.is_finished:
+        ahead = job.forecast
+        rows += [
+            ("Forecast: calls at the end", wording.forecast(ahead.calls, wording.count), ""),
+            ("… tokens", wording.forecast(ahead.tokens, wording.count), ""),
+            ("… time", wording.forecast(ahead.seconds, wording.seconds), ""),
+        ]
+        if ahead.usd is not None:
+            rows.append(("… money", wording.forecast(ahead.usd, wording.usd), ""))
     trials = result.trials if result else job.progress.trials
     return [("Instructions tried", wording.count(trials), wording.count(budget.trials)), *rows]
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
-from instructzero.contracts import Comparison, Estimate, Job, JobStatus, Measured, Result, Verdict
+from instructzero.contracts import (
+    Comparison,
+    Estimate,
+    Expected,
+    Job,
+    JobStatus,
+    Measured,
+    Result,
+    Verdict,
+)
 
 NOTHING = "–"
 LEVEL = "90\u00a0%"
@@ -123,16 +133,34 @@ def stop_reason(reason: str | None) -> str:
 def estimate(found: Estimate) -> str:
     """Return an estimate in one line."""
     at_most = "" if found.calls_at_most is None else f" (never more than {found.calls_at_most:,})"
+    tokens = found.prompt_tokens + found.completion_tokens
     parts = [
         f"about {count(found.calls, 'call')}{at_most.replace(',', chr(0x202F))}",
-        f"{count(found.prompt_tokens + found.completion_tokens, 'token')}",
+        f"{count(tokens, 'token')}{_between(found.tokens_interval, count)}",
     ]
     if found.usd is not None:
-        bound = "" if found.usd_at_most is None else f" (at most {usd(found.usd_at_most)})"
-        parts.append(usd(found.usd) + bound)
+        bounds = [_range(found.usd_interval, usd)] if found.usd_interval else []
+        if found.usd_at_most is not None:
+            bounds.append(f"at most {usd(found.usd_at_most)}")
+        parts.append(usd(found.usd) + (f" ({', '.join(bounds)})" if bounds else ""))
     if found.seconds is not None:
-        parts.append(f"about {seconds(found.seconds)}")
+        parts.append(f"about {seconds(found.seconds)}{_between(found.seconds_interval, seconds)}")
     return ", ".join(parts)
+
+
+def forecast(found: Expected[int] | Expected[float], show: Callable[[Any], str]) -> str:
+    """Return an amount that is expected, with its interval where it has a width."""
+    low, high = found.interval
+    width = "" if show(low) == show(high) else f" ({_range(found.interval, show)})"
+    return show(found.expected) + width
+
+
+def _range(bounds: tuple[Any, Any], show: Callable[[Any], str]) -> str:
+    return f"{show(bounds[0])} to {show(bounds[1])}"
+
+
+def _between(bounds: tuple[Any, Any] | None, show: Callable[[Any], str]) -> str:
+    return "" if bounds is None else f" ({_range(bounds, show)})"
 
 
 def winner_text(result: Result) -> str | None:

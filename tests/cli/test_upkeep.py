@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import hashlib
+import html
 
 import pytest
 from rich.console import Console
 
+from instructzero.contracts import JobStatus
 from instructzero.errors import FieldProblem, InvalidSpec, Unavailable
 from services.commands.console import Screen, harmless, jobs_table, progress_line, result_table
 from services.commands.failures import tell
 from services.report import wording
+from services.report.page import render_report
 from services.web import product_version
 from tests.report.records import make_job, make_result
 
@@ -134,3 +137,18 @@ def test_progress_names_calls_money_and_time_left():
     job = make_job(progress={"trials": 1, "calls": 1180, "eta_seconds": 130})
     line = progress_line(job)
     assert line == "1,180 of 1,200 calls, 1 instruction, $0.0086, about 2 min 10 s left"
+
+
+def test_progress_says_what_the_job_will_have_cost():
+    amounts = {"expected": 1200, "interval": [1200, 1200]}
+    money = {"expected": 0.02, "interval": [0.018, 0.025]}
+    forecast = {"calls": amounts, "tokens": amounts, "usd": money, "seconds": amounts}
+    job = make_job(
+        progress={"trials": 1, "calls": 1180}, forecast=forecast, status=JobStatus.RUNNING
+    )
+    assert progress_line(job).endswith("$0.0086 of about $0.0200 ($0.0180 to $0.0250)")
+    amounts |= {"interval": [1100, 1200]}
+    job = make_job(forecast=forecast, status=JobStatus.RUNNING)
+    page = html.unescape(render_report(job, None, [], []))
+    assert "1,200 (1,100 to 1,200)" in page
+    assert "$0.0200 ($0.0180 to $0.0250)" in page

@@ -55,7 +55,17 @@ def test_an_estimate_stays_within_the_budget(
         if estimate.usd_at_most is not None:
             assert estimate.usd <= estimate.usd_at_most + 1e-6
     else:
-        assert (estimate.usd, estimate.usd_at_most) == (None, None)
+        assert (estimate.usd, estimate.usd_interval, estimate.usd_at_most) == (None, None, None)
+    tokens = estimate.prompt_tokens + estimate.completion_tokens
+    for amount, interval, most in (
+        (estimate.calls, estimate.calls_interval, estimate.calls_at_most),
+        (tokens, estimate.tokens_interval, budget.get("tokens")),
+        (estimate.usd, estimate.usd_interval, estimate.usd_at_most),
+        (estimate.seconds, estimate.seconds_interval, budget.get("seconds")),
+    ):
+        if amount is not None and interval is not None:
+            assert interval[0] <= amount <= interval[1]
+            assert most is None or interval[1] <= most
 
 
 def test_a_number_worked_by_hand() -> None:
@@ -67,6 +77,30 @@ def test_a_number_worked_by_hand() -> None:
     assert estimate.usd == pytest.approx(100 * (25.69 * 1 + 8 * 2) / 1e6, rel=1e-3)
     assert estimate.seconds == 120.0
     assert (estimate.calls_at_most, estimate.final_check_calls) == (100, 20)
+
+
+def test_an_interval_worked_by_hand() -> None:
+    spec = make_spec(budget={"calls": 100}, template="{instruction}{input}", strategy="default")
+    spec = spec.model_copy(update={"task": spec.task.model_copy(update={"baseline": None})})
+    estimate = estimate_job(spec, target(limits={"in_flight": 10}))
+    assert estimate.calls_interval == (100, 100)
+    assert estimate.tokens_interval is not None
+    assert estimate.seconds_interval is not None
+    low, high = estimate.tokens_interval
+    # short: (20 + 20 + 2.77) bytes / 5, an answer of 1; long: (20 + 256 + 2.77) / 2.5 + 20, 16
+    assert low == pytest.approx(100 * 10, rel=0.03)
+    assert high == pytest.approx(100 * 148, rel=0.03)
+    assert estimate.seconds == 10.0
+    assert estimate.seconds_interval == pytest.approx((2.0, 50.0), rel=0.1)
+
+
+def test_trials_alone_are_not_all_tried_on_every_example_by_a_race() -> None:
+    task = make_spec().task.model_dump(mode="json")
+    many = task | {"validation": [{"input": f"v{n}", "output": "b"} for n in range(50)]}
+    race = estimate_job(make_spec(task=many, budget={"trials": 10}, strategy="default"), target())
+    whole = estimate_job(make_spec(task=many, budget={"trials": 10}, strategy="random"), target())
+    assert race.calls - race.final_check_calls == 200
+    assert whole.calls - whole.final_check_calls == 500
 
 
 @pytest.mark.parametrize(
