@@ -159,7 +159,8 @@ def replay(n_calls: int) -> dict[str, Any]:
         written = generate(landscape, decision.points, points, arms, texts)
         scored = [score(landscape, texts[pair.arm], pair) for pair in decision.evaluations]
         whole.observe(written, scored)
-        journal.append((json.dumps(decision_to_json(decision, n_told=len(journal))), written, scored))
+        content = json.dumps(decision_to_json(decision, n_told=len(journal)))
+        journal.append((content, written, scored))
         points, calls = points + len(decision.points), calls + len(scored)
     begun = time.perf_counter()
     again = make_strategy("default", problem)
