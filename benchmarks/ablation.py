@@ -73,6 +73,9 @@ VARIANTS: Mapping[str, Variant] = {
         "no instruction proposed by expected improvement", {"guided_points": 0}
     ),
     "no latent kernel": Variant("arms know nothing of one another", {}, NO_LATENT),
+    "first looks alike": Variant(
+        "every arm begins with the same example", {}, {"race.FIRST_BLOCK": 1}
+    ),
     "one point per arm": Variant(
         "an arm's kernel sees one of its points", {}, {"race.MAX_POINTS_PER_ARM": 1}
     ),
@@ -87,11 +90,8 @@ VARIANTS: Mapping[str, Variant] = {
     "no example effects": Variant(
         "hard examples are not known as such", {}, {"surrogate.EXAMPLE_VARIANCE": 1e-6}
     ),
-    "no exploring share": Variant(
-        "all of a round by plain knowledge gradient", {}, {"race.EXPLORATION_CALLS": 0}
-    ),
-    "exploring to 500 calls": Variant(
-        "half of each round explores for longer", {}, {"race.EXPLORATION_CALLS": 500}
+    "normal tails": Variant(
+        "a long shot is worth what a normal belief says", {}, {"racing.TAIL": 1e6}
     ),
     "rounds of 16": Variant("more decisions, fewer calls in flight", calls_per_round=16),
     "look ahead 5": Variant("no larger lots are weighed", {}, {"racing.LOOK_AHEAD": (5,)}),

@@ -142,7 +142,8 @@ class DefaultStrategy:
             chunks_left = -(-(self._pool - first) // self._options.chunk)
             n_looks = -(-n_looks // chunks_left)
         for arm in seen.untried()[:n_looks]:
-            evaluations += allowance.buy(seen.next_examples(arm, self._options.first_examples))
+            look = self._race.next_look(arm, self._options.first_examples)
+            evaluations += allowance.buy(look)
         if not count and not evaluations:
             return None
         return Decision(

@@ -84,9 +84,10 @@ def average(matrix: FloatArray, rows: ArmPoints, columns: ArmPoints) -> FloatArr
 
 
 def arm_kernel(rows: ArmPoints, columns: ArmPoints, length: float) -> FloatArray:
-    """Mean Matern-5/2 over the pairs of points of two arms, for every pair of arms.
+    """Correlation of two arms, for every pair of arms: cosine of the arms' mean embeddings.
 
-    Positive semi-definite: it is the kernel of the arms' mean embeddings.
+    That is the mean Matern-5/2 over the pairs of their points, divided by the root of what it is
+    for each arm with itself: an arm's variance does not shrink with the number of its points.
 
     Returns:
         len(rows) x len(columns). A block of rows at a time, so that memory stays small.
@@ -96,15 +97,28 @@ def arm_kernel(rows: ArmPoints, columns: ArmPoints, length: float) -> FloatArray
         block = _slice(rows, first, min(first + _ROWS, len(rows)))
         between = matern52(distances(block.points, columns.points), length)
         result[first : first + len(block)] = average(between, block, columns)
+    result /= np.sqrt(self_kernel(rows, length))[:, None]
+    result /= np.sqrt(self_kernel(columns, length))[None, :]
     return result
 
 
+def normalise(near: FloatArray, slope: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Turn a kernel matrix, n x n, into correlations, and its derivative into theirs."""
+    root = np.sqrt(np.diag(near))
+    near = near / np.outer(root, root)
+    relative = 0.5 * np.diag(slope) / root**2
+    slope = slope / np.outer(root, root) - near * (relative[:, None] + relative[None, :])
+    return near, slope
+
+
 def self_kernel(arms: ArmPoints, length: float) -> FloatArray:
-    """Diagonal of `arm_kernel(arms, arms, length)`: n."""
+    """Mean Matern-5/2 over the pairs of points of each arm: n."""
     result = np.ones(len(arms))
-    for number in np.flatnonzero(arms.counts > 1):
-        own = arms.points[arms.starts[number] : arms.starts[number] + arms.counts[number]]
-        result[number] = matern52(distances(own, own), length).mean()
+    for count in set(arms.counts.tolist()) - {1}:
+        numbers = np.flatnonzero(arms.counts == count)
+        own = arms.points[arms.starts[numbers][:, None] + np.arange(count)]
+        apart = np.linalg.norm(own[:, :, None] - own[:, None], axis=3)
+        result[numbers] = matern52(apart, length).mean(axis=(1, 2))
     return result
 
 

@@ -23,8 +23,8 @@ class Observations:
 
     Attributes:
         problem: the job as the strategy knows it.
-        order: permutation of the validation set; every arm is tried on a prefix of it, so that any
-            two arms are compared on the same examples.
+        order: permutation of the validation set; every arm is tried along it, so that any two
+            arms are compared on the same examples.
         points: every latent point proposed so far, each d floats.
         arm_of_point: the arm each point gave; None while pending and for rejected texts.
         arm_points: for each arm, the numbers of its points, ascending.
@@ -111,9 +111,15 @@ class Observations:
         """Arms that have no evaluation, observed or pending, in order of number."""
         return [int(arm) for arm in np.flatnonzero(~self.taken.any(axis=1))]
 
-    def next_examples(self, arm: int, count: int, limit: int | None = None) -> list[Evaluation]:
-        """Return the arm's next `count` examples of the common order, within its first `limit`."""
+    def next_examples(
+        self, arm: int, count: int, limit: int | None = None, block: int = 1
+    ) -> list[Evaluation]:
+        """Return the arm's next `count` examples of the common order, within its first `limit`.
+
+        Arms begin at different ones of the first `block` examples and go round it before going on.
+        """
         order = self.order[:limit]
+        order = np.append(np.roll(order[:block], -arm), order[block:])
         free = order[~self._taken[arm, order]][:count]
         return [Evaluation(arm, int(example)) for example in free]
 

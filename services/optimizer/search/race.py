@@ -37,10 +37,9 @@ MAX_RACING_ARMS = 250
 """Calls are allocated among this many arms of largest mean + 2 sd."""
 REFIT_GROWTH = 1.2
 """Hyper-parameters are fitted again when the scores have grown by this factor."""
-EXPLORATION_CALLS = 200
-"""Half of each round explores until this many calls were bought; then a falling share."""
-EXPLORATION_EXAMPLES = 20
-"""Exploration looks at arms with fewer examples than this."""
+FIRST_BLOCK = 6
+"""Arms begin at different ones of this many examples: one hard example in common would cost all
+wordings of a good instruction their first look."""
 BETTER_BY = 0.01
 """A better arm than the leader is one that is better by more than this."""
 N_CANDIDATES = 250
@@ -164,7 +163,6 @@ class Race:
     def _allocate(self, standing: Standing, allowance: Allowance) -> list[Evaluation]:
         seen = self._seen
         taken = seen.n_taken()
-        spent = int(taken.sum())
         is_open = taken < seen.problem.n_validation
         if not allowance.trials:
             is_open &= taken > 0
@@ -178,24 +176,20 @@ class Race:
             pending = taken[field[row]] - seen.n_observed()[field[row]]
             covariance = condition(covariance, int(row), float(noise[row] / pending))
         quota = min(seen.problem.calls_per_round, allowance.calls)
-        exploring = round(0.5 * quota * min(1.0, EXPLORATION_CALLS / max(1, spent)))
         chosen: dict[int, int] = {}
         bought = 0
         while bought < quota:
-            is_exploring = bought < exploring
             counts = taken[field] + np.array([chosen.get(int(arm), 0) for arm in field])
-            limit = EXPLORATION_EXAMPLES if is_exploring else seen.problem.n_validation
-            variance = np.maximum(np.diag(covariance), 1e-12) * (4.0 if is_exploring else 1.0)
             value = knowledge_gradient(
-                standing.mean[field], variance, noise, seen.n_observed()[field] > 0
+                standing.mean[field],
+                np.maximum(np.diag(covariance), 1e-12),
+                noise,
+                seen.n_observed()[field] > 0,
+                counts,
             )
-            limit = min(limit, seen.problem.n_validation)
-            value = np.where(is_open[field] & (counts < limit), value, -1.0)
+            value = np.where(is_open[field] & (counts < seen.problem.n_validation), value, -1.0)
             pick = int(np.argmax(value))
             if value[pick] < 0:
-                if is_exploring:
-                    exploring = 0
-                    continue
                 break
             size = self._options.next_examples if counts[pick] else self._options.first_examples
             size = min(size, quota - bought, seen.problem.n_validation - int(counts[pick]))
@@ -205,8 +199,12 @@ class Race:
             covariance = condition(covariance, pick, float(noise[pick] / size))
         evaluations: list[Evaluation] = []
         for arm, size in chosen.items():
-            evaluations += allowance.buy(seen.next_examples(arm, size))
+            evaluations += allowance.buy(self.next_look(arm, size))
         return evaluations
+
+    def next_look(self, arm: int, size: int) -> list[Evaluation]:
+        """Return the next examples of an arm."""
+        return self._seen.next_examples(arm, size, block=FIRST_BLOCK)
 
     def _covariance(self, standing: Standing, arms: NDArray[np.intp]) -> FloatArray:
         posterior = standing.posterior

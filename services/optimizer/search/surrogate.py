@@ -31,7 +31,7 @@ from services.optimizer.search.kernel import (
     distances,
     matern52,
     matern52_and_slope,
-    self_kernel,
+    normalise,
 )
 from services.optimizer.search.strategy import FloatArray
 
@@ -153,7 +153,7 @@ class Posterior:
     def prior_variance(self, others: ArmPoints) -> FloatArray:
         """Prior variance of other arms, m."""
         own = COMMON_VARIANCE + self.scales.own
-        return self.scales.latent * self_kernel(others, self.scales.length) + own
+        return np.full(len(others), self.scales.latent + own)
 
 
 def fit_scales(arms: ArmPoints, evidence: Evidence, start: Scales) -> Scales:
@@ -171,7 +171,7 @@ def fit_scales(arms: ArmPoints, evidence: Evidence, start: Scales) -> Scales:
     def objective(logs: FloatArray) -> tuple[float, FloatArray]:
         scales = Scales(*np.exp(logs))
         near, slope = matern52_and_slope(apart, scales.length)
-        near, slope = average(near, arms, arms), average(slope, arms, arms)
+        near, slope = normalise(average(near, arms, arms), average(slope, arms, arms))
         covariance = scales.latent * near + COMMON_VARIANCE
         covariance[np.diag_indices(len(arms))] += scales.own
         inner = root.T @ covariance @ root

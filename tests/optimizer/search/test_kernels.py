@@ -177,16 +177,21 @@ def test_arms_without_a_point_depend_on_nothing_else() -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9))
-def test_the_kernel_between_arms_averages_over_their_points(seed: int, n: int) -> None:
+def test_arms_correlate_as_the_mean_embeddings_of_their_points(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     groups = [rng.uniform(-1, 1, (rng.integers(1, 4), 3)) for _ in range(n)]
     arms = ArmPoints([[tuple(p) for p in group] for group in groups], 3)
     kernel = arm_kernel(arms, arms, 0.8)
+
+    def mean_kernel(a: FloatArray, b: FloatArray) -> float:
+        return float(matern52(np.linalg.norm(a[:, None] - b[None], axis=2), 0.8).mean())
+
     for i, a in enumerate(groups):
+        assert self_kernel(arms, 0.8)[i] == pytest.approx(mean_kernel(a, a), abs=1e-7)
         for j, b in enumerate(groups):
-            apart = np.linalg.norm(a[:, None] - b[None], axis=2)
-            assert kernel[i, j] == pytest.approx(matern52(apart, 0.8).mean(), abs=1e-7)
-    np.testing.assert_allclose(self_kernel(arms, 0.8), np.diag(kernel), atol=1e-7)
+            root = math.sqrt(mean_kernel(a, a) * mean_kernel(b, b))
+            assert kernel[i, j] == pytest.approx(mean_kernel(a, b) / root, abs=1e-7)
+    np.testing.assert_allclose(np.diag(kernel), 1.0, atol=1e-7)
     assert np.linalg.eigvalsh(kernel).min() > -1e-9
 
 

@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from services.optimizer.search.racing import LOOK_AHEAD, knowledge_gradient, normal_gain
+from services.optimizer.search.racing import (
+    LOOK_AHEAD,
+    TAIL,
+    knowledge_gradient,
+    normal_gain,
+    student_gain,
+)
 from services.optimizer.search.report import (
     Difference,
     paired_difference,
@@ -101,17 +107,25 @@ def test_the_knowledge_gradient_is_the_expected_gain_of_the_recommendation() -> 
     mean = np.array([0.70, 0.69, 0.30])
     variance = np.array([0.005, 0.01, 0.02])
     noise = np.array([0.2, 0.2, 0.2])
-    found = knowledge_gradient(mean, variance, noise, np.array([True, True, True]))
+    n_examples = np.array([30, 1, 1])
+    found = knowledge_gradient(mean, variance, noise, np.array([True, True, True]), n_examples)
     for arm in (0, 1):
         best = 0.0
         for r in LOOK_AHEAD:
             moved = variance[arm] / math.sqrt(variance[arm] + noise[arm] / r)
-            draws = mean[arm] + moved * rng.standard_normal(400_000)
+            draws = mean[arm] + moved * rng.standard_t(TAIL + n_examples[arm], 400_000)
             other = np.delete(mean, arm).max()
             gain = np.maximum(draws, other).mean() - mean.max()
             best = max(best, gain / r)
         assert found[arm] == pytest.approx(best, rel=0.05)
     assert found[2] < found[1]
+
+
+def test_a_long_shot_is_worth_more_under_students_belief_and_as_much_with_many_answers() -> None:
+    far = np.array([-4.0, -4.0])
+    few, many = student_gain(far, np.array([3.0, 1e7]))
+    assert few > 100 * many
+    assert many == pytest.approx(normal_gain(far)[0], rel=1e-3)
 
 
 def test_normal_gain_by_hand() -> None:

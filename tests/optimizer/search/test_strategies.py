@@ -242,11 +242,11 @@ def test_unknown_strategies_and_options_are_refused() -> None:
 
 
 def test_a_search_that_may_stop_by_itself_ends_when_no_better_instruction_is_likely() -> None:
-    landscape = Landscape(SPECS["easy"], 1)
-    whole = play("default", landscape, 900, 1, watch="chance_of_better")
-    stopped = play("default", landscape, 900, 1, {"stop_chance": 0.5})
+    landscape = Landscape(SPECS["easy"], 2)
+    whole = play("default", landscape, 900, 2, watch="chance_of_better")
+    stopped = play("default", landscape, 900, 2, {"stop_chance": 0.8})
     assert whole.calls[-1] == 900
-    reached = next(n for n, chance in zip(whole.calls, whole.watched, strict=True) if chance < 0.5)
+    reached = next(n for n, chance in zip(whole.calls, whole.watched, strict=True) if chance < 0.8)
     assert stopped.calls[-1] == reached < 900
     with pytest.raises(BadOption, match="stop_chance"):
         make_strategy("default", problem(), {"stop_chance": 1.0})
