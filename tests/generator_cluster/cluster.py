@@ -74,6 +74,23 @@ class Cluster:
         for path in self._ray_folder.glob("ray/session_latest/logs/worker-*.err"):
             yield from path.read_text(errors="replace").splitlines()
 
+    def copy_that_wrote(self, request_id: str) -> Path:
+        """Return the log of the process that wrote the instructions of a request."""
+        folder = self._ray_folder / "ray/session_latest/logs"
+        found: list[Path] = []
+
+        def is_found() -> bool:
+            found.extend(
+                path
+                for path in folder.glob("worker-*.err")
+                if f'"{request_id}"' in path.read_text(errors="replace")
+            )
+            return bool(found)
+
+        wait_until(is_found, seconds=20)
+        (log,) = found
+        return log
+
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels, as the node exports it; 0 before it is."""
         (file,) = self._ray_folder.glob("ray/session_latest/metrics_export_port_*")

@@ -8,29 +8,24 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
 import torch
-from safetensors.torch import load_file, save_file
 
-from instructzero.contracts import GenerateRequest, GenerateResponse
+from instructzero.contracts import GenerateRequest
 from instructzero.errors import GeneratorUnavailable, InvalidRequest
 from services.generator import transformers_engine
-from services.generator.app import create_app, open_engine
+from services.generator.app import open_engine
 from services.generator.engine import BROKEN, Decoding, EngineFacts, Prompt
 from services.generator.meta_prompt import CHAT
 from services.generator.model_folder import find_model
-from services.generator.service import GeneratorService
 from services.generator.settings import GeneratorSettings
 from services.generator.transformers_engine import TransformersEngine
 from services.generator.writing import InstructionWriter
-from tests.generator.conftest import serve
-from tests.generator.models import save_model
 from tests.generator.writing import write
 from tests.generator_cluster.cluster import needs_vllm
-from tests.generator_cluster.hostile import request_body
+from tests.generator_cluster.families import save_family
 from tests.generator_cluster.likeness import check_likeness
 
 if TYPE_CHECKING:
@@ -38,26 +33,6 @@ if TYPE_CHECKING:
 
 pytestmark = [needs_vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 GREEDY = Decoding(max_tokens=12, salt="t")
-SIZES = {
-    "hidden_size": 64,
-    "head_dim": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 1024,
-}
-
-
-GEMMA_SIZES = {"num_hidden_layers": 8, "sliding_window": 256}
-"""One layer of eight attends to everything, as in the real ones."""
-
-
-def let_layers_speak(path: Path) -> None:
-    """Weigh what layers add: else a tied, scaled, untrained model repeats its last token."""
-    tensors = load_file(path)
-    for name in tensors:
-        if name.endswith(("attention_layernorm.weight", "feedforward_layernorm.weight")):
-            tensors[name] += 10
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 class Twins:
@@ -89,10 +64,7 @@ class Twins:
 async def twins(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Twins]:
-    sizes = SIZES | (GEMMA_SIZES if request.param == "gemma3" else {})
-    folder = save_model(tmp_path_factory.mktemp("models") / "m", request.param, **sizes)
-    if request.param == "gemma3":
-        let_layers_speak(folder / "model.safetensors")
+    folder = save_family(tmp_path_factory.mktemp("models") / "m", request.param)
     settings = GeneratorSettings(model=str(folder), offline=True, engine="vllm")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs
@@ -120,32 +92,6 @@ async def test_both_engines_write_the_same(twins: Twins) -> None:
     check_likeness(twins.plain, prompts, pairs, share=0.95, gap=1e-2)
     for one, other in zip(theirs, ours, strict=True):
         assert one.text != other.text or one == other
-
-
-async def test_points_over_http_become_the_same_instructions_on_both_engines(
-    twins: Twins,
-) -> None:
-    folder = find_model(twins.settings)
-    body = request_body(60, seed=5, max_tokens=12)
-    answers = []
-    for engine in (twins.plain, twins.vllm):
-        writer = InstructionWriter(engine, folder, CHAT, cached_prompts=2, max_characters=1_000)
-        service = GeneratorService(writer, name="m", max_waiting=8, deadline_seconds=60)
-        app = create_app(twins.settings, service)
-        async with serve(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
-            response = await client.post("/v1/instructions", json=body)
-        answers.append(GenerateResponse.model_validate_json(response.content))
-    theirs, ours = answers
-    assert ours.fingerprint != theirs.fingerprint
-    assert len({each.text for each in ours.instructions}) > 5
-    pairs = zip(theirs.instructions, ours.instructions, strict=True)
-    check_likeness(
-        twins.plain,
-        writer.assemble(GenerateRequest.model_validate(body)),
-        [(one.text, other.text) for one, other in pairs],
-        share=0.95,
-        gap=1e-2,
-    )
 
 
 async def test_features_are_those_of_the_other_engine_and_leave_the_texts_alone(
@@ -260,7 +206,7 @@ async def test_rows_that_would_poison_the_engine_never_reach_it(twins: Twins) ->
 
 
 async def test_an_engine_that_does_not_start_says_what_to_change(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "m", "qwen3", **SIZES)
+    folder = save_family(tmp_path / "m", "qwen3")
     settings = GeneratorSettings(
         model=str(folder), offline=True, engine="vllm", context_tokens=100_000
     )
