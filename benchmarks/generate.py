@@ -11,7 +11,9 @@ The same soft prompts, greedily, the same number of tokens at most, four ways:
     c  our service: HTTP, Ray Serve, vLLM; several requests in flight, as the runner sends them
     d  vLLM's own `LLM.generate` on the same embeddings: the most that (c) could reach
 
-Every way runs alone and is warmed up first; (c) and (d) are processes of their own.
+Every way runs alone and is warmed up first; (c) and (d) are processes of their own. Who else uses
+the machine changes from minute to minute: the ways take turns, round after round, and medians over
+all rounds are compared. The default takes about six minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -63,6 +65,13 @@ NAMES = {
     "c": "service on vLLM",
     "d": "LLM.generate",
 }
+
+
+class Run(NamedTuple):
+    """The seconds of each repeat, and the texts of the last one."""
+
+    seconds: list[float]
+    texts: list[str]
 
 
 def body_for(points: Sequence[Sequence[float]], max_tokens: int) -> dict[str, Any]:
@@ -133,16 +142,14 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-async def over_http(url: str, body: dict[str, Any]) -> list[str]:
+async def over_http(client: HttpGenerator, body: dict[str, Any]) -> list[str]:
     """Send the points in several requests at a time, with the runner's own client."""
     points = body["points"]
     size = max(1, min(POINTS_PER_REQUEST, -(-len(points) // REQUESTS_IN_FLIGHT)))
     parts = [points[start : start + size] for start in range(0, len(points), size)]
-    client = HttpGenerator(url, in_flight=REQUESTS_IN_FLIGHT)
     async with asyncio.TaskGroup() as group:
         requests = [GenerateRequest.model_validate({**body, "points": part}) for part in parts]
         tasks = [group.create_task(client.generate(request)) for request in requests]
-    await client.aclose()
     return [written.text for task in tasks for written in task.result().instructions]
 
 
@@ -172,7 +179,7 @@ def main():
     prompts = [{"prompt_embeds": rows[str(i)]} for i in range(len(rows))]
     params = SamplingParams(temperature=0, max_tokens=job["max_tokens"],
                             stop_token_ids=job["stop_ids"])
-    llm.generate(prompts[:16], params, use_tqdm=False)
+    llm.generate(prompts, params, use_tqdm=False)
     seconds = []
     for _ in range(job["repeats"]):
         llm.reset_prefix_cache()
@@ -187,9 +194,7 @@ if __name__ == "__main__":
 """
 
 
-def ceiling(
-    model: str, service: GeneratorService, body: dict[str, Any], repeats: int
-) -> tuple[list[float], list[str]]:
+def ceiling(model: str, service: GeneratorService, body: dict[str, Any], repeats: int) -> Run:
     """Run vLLM's own batch interface on the same rows, in a process of its own."""
     prompts = service._writer.assemble(GenerateRequest.model_validate(body))
     engine = service._writer.engine
@@ -216,21 +221,34 @@ def ceiling(
         if done.returncode:
             raise SystemExit(f"vLLM did not run:\n{done.stderr[-2000:]}")
         found = json.loads((folder / "out.json").read_text())
-    return found["seconds"], found["texts"]
+    return Run(found["seconds"], found["texts"])
 
 
-def timed(work: Callable[[], list[str]], repeats: int) -> tuple[list[float], list[str]]:
-    """Return the seconds of each run, and the last run's texts."""
-    seconds, texts = [], list[str]()
+def served_runs(model: str, body: dict[str, Any], repeats: int) -> Run:
+    """Time the service, with one client for all requests, as a runner has."""
+    # A tenant of its own each time: no run finds what the one before it left in the cache.
+    bodies = ({**body, "tenant": f"run-{number}"} for number in count())
+    with served(model) as url, asyncio.Runner() as runner:
+        client = HttpGenerator(url, in_flight=REQUESTS_IN_FLIGHT)
+        run = timed(lambda: runner.run(over_http(client, next(bodies))), repeats)
+        runner.run(client.aclose())
+    return run
+
+
+def timed(work: Callable[[], list[str]], repeats: int, *, is_warm: bool = False) -> Run:
+    """Run once to warm up, unless it is warm, and then time each run."""
+    seconds, texts = [], [] if is_warm else work()
     for _ in range(repeats):
         begun = time.perf_counter()
         texts = work()
         seconds.append(time.perf_counter() - begun)
-    return seconds, texts
+    return Run(seconds, texts)
 
 
-def measure(model: str, n: int, max_tokens: int, repeats: int, seed: int) -> dict[str, Any]:
-    """Time the four ways on the same points; return rows and how alike the texts are."""
+def measure(
+    model: str, *, n: int, max_tokens: int, rounds: int, repeats: int, seed: int
+) -> dict[str, Any]:
+    """Time the four ways in turns on the same points; return rows and how alike the texts are."""
     body = body_for(draw_points(n, seed), max_tokens)
     warm = body_for(draw_points(min(16, n), seed + 1), max_tokens)
     service = create_service(GeneratorSettings(model=model))
@@ -241,33 +259,33 @@ def measure(model: str, n: int, max_tokens: int, repeats: int, seed: int) -> dic
         answer = await service.generate(request)
         return [instruction.text for instruction in answer.instructions]
 
-    ways: dict[str, tuple[list[float], list[str]]] = {}
+    def alone() -> list[str]:
+        return one_at_a_time(service, body)
+
+    one_at_a_time(service, warm)
+    ways: dict[str, Run] = {}
     with asyncio.Runner() as runner:
-        one_at_a_time(service, warm)
-        ways["a"] = timed(lambda: one_at_a_time(service, body), 1 if n > 100 else repeats)
-        runner.run(batched())
-        ways["b"] = timed(lambda: runner.run(batched()), repeats)
-        has_vllm = find_spec("vllm") is not None and find_spec("ray") is not None
-        if has_vllm:
-            ways["d"] = ceiling(model, service, body, repeats)
+        for _ in range(rounds):
+            turn = {
+                "a": timed(alone, 1, is_warm=True),
+                "b": timed(lambda: runner.run(batched()), repeats),
+            }
+            if find_spec("vllm") is not None and find_spec("ray") is not None:
+                turn["d"] = ceiling(model, service, body, repeats)
+                turn["c"] = served_runs(model, body, repeats)
+            for way, run in turn.items():
+                before = ways[way].seconds if way in ways else []
+                ways[way] = Run([*before, *run.seconds], run.texts)
         runner.run(service.aclose())
-    if has_vllm:
-        with served(model) as url:
-            asyncio.run(over_http(url, warm))
-            # A tenant of its own each time: no run finds what the one before it left in the cache.
-            tenants = (f"run-{number}" for number in count())
-            ways["c"] = timed(
-                lambda: asyncio.run(over_http(url, {**body, "tenant": next(tenants)})), repeats
-            )
     return {
-        "rows": [_row(way, n, *ways[way]) for way in sorted(ways)],
+        "rows": [_row(way, n, ways[way].seconds) for way in sorted(ways)],
         "engine": {"dtype": facts.dtype, "device": facts.device, "hidden": facts.hidden_size},
-        "same_texts_as_b": {way: _alike(ways[way][1], ways["b"][1]) for way in ways},
-        "ratios": _ratios({way: n / statistics.median(ways[way][0]) for way in ways}),
+        "same_texts_as_b": {way: _alike(ways[way].texts, ways["b"].texts) for way in ways},
+        "ratios": _ratios({way: n / statistics.median(run.seconds) for way, run in ways.items()}),
     }
 
 
-def _row(way: str, n: int, seconds: list[float], _: list[str]) -> dict[str, Any]:
+def _row(way: str, n: int, seconds: list[float]) -> dict[str, Any]:
     return {
         "way": way,
         "name": NAMES[way],
@@ -293,12 +311,18 @@ def main() -> None:
     parser.add_argument("--model", default=str(MODEL_PATH), help="a folder or a Hugging Face id")
     parser.add_argument("--n", type=int, default=500, help="soft prompts")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each way takes")
+    parser.add_argument("--repeats", type=int, default=5, help="of all but (a) in each turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="generate", help="of the result file")
     chosen = parser.parse_args()
-    n, repeats = (32, 1) if chosen.smoke else (chosen.n, chosen.repeats)
-    found = measure(chosen.model, n, chosen.max_tokens, repeats, chosen.seed)
+    size = {
+        "n": 32 if chosen.smoke else chosen.n,
+        "max_tokens": chosen.max_tokens,
+        "rounds": 1 if chosen.smoke else chosen.rounds,
+        "repeats": 1 if chosen.smoke else chosen.repeats,
+    }
+    found = measure(chosen.model, **size, seed=chosen.seed)
     table = Table("way", "instructions/s", "same texts as b")
     for row in found["rows"]:
         way = row["way"]
@@ -309,7 +333,6 @@ def main() -> None:
     console.print({name: round(value, 2) for name, value in found["ratios"].items()})
     if not chosen.smoke:
         shown = Path(chosen.model).name if Path(chosen.model).is_dir() else chosen.model
-        size = {"n": n, "max_tokens": chosen.max_tokens, "repeats": repeats}
         content = {"model": shown, "size": size, "seed": chosen.seed, **found}
         console.print(f"written to {record(chosen.name, content).name}")
 
