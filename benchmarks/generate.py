@@ -13,7 +13,7 @@ The same soft prompts, greedily, the same number of tokens at most, four ways:
 
 Every way runs alone and is warmed up first; (c) and (d) are processes of their own. Who else uses
 the machine changes from minute to minute: the ways take turns, round after round, and medians over
-all rounds are compared. The default takes about six minutes on two CPU cores.
+all rounds are compared. The default takes about five minutes on two idle CPU cores.
 """
 
 from __future__ import annotations

@@ -141,6 +141,15 @@ async def test_lines_may_come_in_any_order():
     assert [each.text for each in answer.instructions] == ["text 0", "text 1", "text 2"]
 
 
+async def test_only_a_newline_ends_a_line():
+    text = "One.\u2028Two.\x85Three."  # ends of lines to Unicode, and allowed in JSON as they are
+    content = {"point": 0, "fingerprint": "f", "instruction": {"text": text}}
+    lines = [json.dumps(content, ensure_ascii=False), ""]
+    async with stand_in(lines) as url, client_of(url) as client:
+        answer = await client.generate(request_for(1))
+    assert answer.instructions[0].text == text
+
+
 @pytest.mark.parametrize(
     ("lines", "error"),
     [
