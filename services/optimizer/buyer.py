@@ -38,6 +38,9 @@ from services.optimizer.state import JobState
 
 log = logging.getLogger(__name__)
 LARGEST_CHUNK = 8
+SMALLEST_CHUNK = 4
+"""What is handed over as soon as so many slots are free, rather than wait for the slowest of a
+large chunk; smaller ones would cost a commit for next to every answer."""
 PATIENCE_SECONDS = 1800.0
 FEW = 10
 MOST_UNANSWERABLE = 0.2
@@ -119,8 +122,11 @@ class Buyer:
         try:
             async with asyncio.TaskGroup() as group, self._entrance:  # earlier orders first
                 for chunk in self._chunks(order):
-                    await self._take_slots(len(chunk.left))
-                    group.create_task(self._buy_chunk(chunk))
+                    while chunk.left:
+                        n = await self._take_slots(len(chunk.left))
+                        part = Chunk(order, chunk.arm, chunk.left[:n])
+                        del chunk.left[:n]
+                        group.create_task(self._buy_chunk(part))
                     if not self._may_buy(order):
                         break
         except* Exception as errors:
@@ -141,15 +147,17 @@ class Buyer:
             chunk.left.append(example)
         return chunks
 
-    async def _take_slots(self, n: int) -> None:
+    async def _take_slots(self, n: int) -> int:
+        """Take up to `n` slots, as many as are free; waits until a few are."""
         n_taken = 0
         try:
-            while n_taken < n:
+            while n_taken < min(n, SMALLEST_CHUNK) or (n_taken < n and not self._slots.locked()):
                 await self._slots.acquire()
                 n_taken += 1
         except asyncio.CancelledError:
             self._give_slots(n_taken)
             raise
+        return n_taken
 
     def _give_slots(self, n: int) -> None:
         for _ in range(n):
