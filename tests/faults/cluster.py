@@ -76,13 +76,27 @@ class Part:
             )
 
     def wait_until_up(self) -> None:
-        if self.url is None:
-            return
         deadline = time.monotonic() + START_SECONDS
-        while not answers(f"{self.url}/healthz") and not answers(f"{self.url}/v1/models"):
+        while not self._is_up():
             assert self.is_running, f"{self.name} did not start: {self.output()[-2000:]}"
             assert time.monotonic() < deadline, f"{self.name} does not answer"
             time.sleep(0.1)
+
+    def _is_up(self) -> bool:
+        if self.url is None:
+            return True
+        return answers(f"{self.url}/healthz") or answers(f"{self.url}/v1/models")
+
+    def start_until_up(self) -> None:
+        """Start it, and again where it ends because another part is away; so orchestrators do."""
+        self.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_up():
+            said = self.output()[-2000:]
+            assert time.monotonic() < deadline, f"{self.name} does not start: {said}"
+            time.sleep(0.1)
+            if not self.is_running:
+                self.start()
 
     @property
     def is_running(self) -> bool:

@@ -88,8 +88,7 @@ class Faults:
         else:
             await asyncio.to_thread(victim.kill if kind.verb == "kill" else victim.terminate)
             await asyncio.sleep(2 * pause)
-            victim.start()
-            await asyncio.to_thread(victim.wait_until_up)
+            await asyncio.to_thread(victim.start_until_up)
         self._busy.discard(name)
 
     async def _harm_server(self, verb: str) -> None:
