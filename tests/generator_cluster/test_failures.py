@@ -86,7 +86,7 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    with demo_target(tmp_path_factory.mktemp("jobs"), latency_ms=50) as target:
+    with demo_target(tmp_path_factory.mktemp("jobs"), latency_ms=200) as target:
         yield Jobs(target, cluster.url)
 
 
