@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from instructzero.contracts import JobSpec, JobStatus
+from instructzero.errors import LeaseLost
 from services.optimizer.jobs import SEARCH_SHARE_OF_TIME
 from services.optimizer.ledger import Signals
 
@@ -20,12 +21,18 @@ class Interrupted(Exception):
 
 @dataclass
 class Permission:
-    """Whether the job may still buy and write: nobody interrupts it, and there is time."""
+    """Whether the job may still buy and write: nobody interrupts it, and there is time.
+
+    Attributes:
+        is_in_doubt: the lease was not renewed in time once. What was not bought then is missing of
+            a step, so this runner must not tell the step, even when the lease turns out to be kept.
+    """
 
     signals: Signals
     search_ends_at: float | None
     ends_at: float | None
     in_final_check: bool = False
+    is_in_doubt: bool = False
 
     @classmethod
     def open(cls, spec: JobSpec, signals: Signals, used_seconds: float) -> Permission:
@@ -37,8 +44,8 @@ class Permission:
         return cls(signals, begun + SEARCH_SHARE_OF_TIME * seconds, begun + seconds)
 
     def is_interrupted(self) -> bool:
-        """Whether somebody wants the job to leave `running`."""
-        return self.signals.interruption() is not None
+        """Whether this runner must leave the job: somebody wants it, or its lease was in doubt."""
+        return self.is_in_doubt or self.signals.interruption() is not None
 
     def may_write(self) -> bool:
         """Whether more instructions may be generated."""
@@ -46,8 +53,9 @@ class Permission:
 
     def may_buy(self) -> bool:
         """Whether another paid call may start."""
-        is_free = not self.is_interrupted() and self.signals.has_lease()
-        return is_free and not self.is_late()
+        if not self.signals.has_lease():
+            self.is_in_doubt = True
+        return not self.is_interrupted() and not self.is_late()
 
     def is_late(self) -> bool:
         """Whether the time for the present part of the job is over."""
@@ -59,6 +67,9 @@ class Permission:
 
         Raises:
             Interrupted: with the status to take.
+            LeaseLost: the lease was in doubt; whoever claims the job next goes on.
         """
+        if self.is_in_doubt:
+            raise LeaseLost("the lease was not renewed in time; the job is left to its next claim")
         if (to := self.signals.interruption()) is not None:
             raise Interrupted(to)
