@@ -97,8 +97,10 @@ def arm_kernel(rows: ArmPoints, columns: ArmPoints, length: float) -> FloatArray
         block = _slice(rows, first, min(first + _ROWS, len(rows)))
         between = matern52(distances(block.points, columns.points), length)
         result[first : first + len(block)] = average(between, block, columns)
-    result /= np.sqrt(self_kernel(rows, length))[:, None]
-    result /= np.sqrt(self_kernel(columns, length))[None, :]
+    own = np.sqrt(self_kernel(rows, length))
+    theirs = own if columns is rows else np.sqrt(self_kernel(columns, length))
+    result /= own[:, None]
+    result /= theirs[None, :]
     return result
 
 
