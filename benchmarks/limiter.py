@@ -32,7 +32,8 @@ from services.optimizer.buyer import Scorer
 from services.optimizer.clients import HttpScorer
 from services.scorer.limiter_state import Feedback, Pace
 from services.scorer.rate_limit import LocalGate, RateLimiter
-from services.scorer.redis_gate import RedisGate, open_redis
+from services.scorer.redis_gate import RedisGate
+from services.scorer.redis_link import open_redis
 from services.scorer.scoring import ScorerPool
 from services.scorer.targets import Targets
 

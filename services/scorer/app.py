@@ -12,7 +12,8 @@ from services import web
 from services.scorer.api import router
 from services.scorer.rate_limit import RateLimiter
 from services.scorer.redis_cache import RedisCache
-from services.scorer.redis_gate import RedisGate, open_redis
+from services.scorer.redis_gate import RedisGate
+from services.scorer.redis_link import open_redis
 from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
 from services.scorer.stream import ScoresEndpoint

@@ -6,13 +6,13 @@ import asyncio
 import json
 import logging
 import uuid
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from instructzero.errors import RateLimiterUnavailable
 from services.scorer.cache import CachedAnswer, MemoryCache
+from services.scorer.redis_link import answered
 
 log = logging.getLogger(__name__)
 CLAIM_SECONDS: Final = 15.0
@@ -62,7 +62,7 @@ class RedisCache:
         """Return the answer. Raises RateLimiterUnavailable when Redis does not answer."""
         if (recent := await self._recent.get(key)) is not None:
             return recent
-        return _decoded(await self._call(self._redis.get(_answer(key))))
+        return _decoded(await answered(self._redis.get(_answer(key))))
 
     async def put(self, key: str, answer: CachedAnswer) -> None:
         """Keep the answer; it has been paid for, so a Redis that is away is no error here."""
@@ -77,7 +77,7 @@ class RedisCache:
         """Return the answer, True to buy it, False to wait. Raises RateLimiterUnavailable."""
         if (recent := await self._recent.get(key)) is not None:
             return recent
-        said = await self._call(
+        said = await answered(
             self._claim(
                 keys=[_answer(key), _buyer(key)], args=[self._me, int(CLAIM_SECONDS * 1000)]
             )
@@ -93,7 +93,7 @@ class RedisCache:
         """Give up a claim; if Redis is away it runs out by itself."""
         self._claimed.discard(key)
         try:
-            await self._call(self._release(keys=[_buyer(key)], args=[self._me]))
+            await answered(self._release(keys=[_buyer(key)], args=[self._me]))
         except RateLimiterUnavailable:
             log.debug("a claim was left to expire")
 
@@ -116,7 +116,7 @@ class RedisCache:
                     await self._save(key, answer)
                     self._unsaved.pop(key, None)
                 if self._claimed:
-                    await self._call(
+                    await answered(
                         self._renew(
                             keys=[_buyer(key) for key in self._claimed],
                             args=[self._me, int(CLAIM_SECONDS * 1000)],
@@ -129,13 +129,7 @@ class RedisCache:
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(_answer(key), json.dumps(answer), px=self._ttl_ms)
         pipe.delete(_buyer(key))
-        await self._call(pipe.execute())
-
-    async def _call(self, work: Any) -> Any:
-        try:
-            return await work
-        except (RedisError, OSError, TimeoutError) as error:
-            raise RateLimiterUnavailable("Redis does not answer") from error
+        await answered(pipe.execute())
 
 
 def _answer(key: str) -> str:

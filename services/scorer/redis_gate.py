@@ -12,35 +12,18 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from instructzero.errors import RateLimiterUnavailable
 from services.scorer.limiter_state import Ask, Decision, Feedback, Pace
 from services.scorer.rate_limit import Permit
+from services.scorer.redis_link import ANSWER_SECONDS, answered
 
 log = logging.getLogger(__name__)
 PARTS = ("requests", "tokens", "slots", "cooldown", "virtual", "waiting", "pace")
-ANSWER_SECONDS = 2.0
-"""A Redis that takes longer is away."""
-
-
-def open_redis(url: str) -> Redis:
-    """Connect lazily; no call is retried behind our back, because its effect might come twice."""
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=64,
-        timeout=ANSWER_SECONDS,
-        socket_timeout=ANSWER_SECONDS,
-        socket_connect_timeout=ANSWER_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-    )
-    return Redis.from_pool(pool)
 
 
 class RedisGate:
@@ -107,10 +90,7 @@ class RedisGate:
 
     async def leave(self, scope: str, job: str) -> None:
         """Forget that a job waits. Raises RateLimiterUnavailable when Redis does not answer."""
-        try:
-            await self._redis.zrem(_keys(scope)[5], job)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise _away() from error
+        await answered(self._redis.zrem(_keys(scope)[5], job))
 
     def on_release(self, wake: Callable[[str, str | None], None]) -> None:
         """Set what is called with the scope and the job for which a slot has become free."""
@@ -119,8 +99,8 @@ class RedisGate:
     async def ready(self) -> str:
         """Return "ok" or what is wrong."""
         try:
-            await cast("Any", self._redis.ping())
-        except (RedisError, OSError, TimeoutError):
+            await answered(self._redis.ping())
+        except RateLimiterUnavailable:
             return "redis does not answer"
         return "ok"
 
@@ -132,10 +112,7 @@ class RedisGate:
         await self._redis.aclose()
 
     async def _run(self, script: Any, scope: str, arguments: list[Any]) -> Any:
-        try:
-            return await script(keys=_keys(scope), args=arguments)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise _away() from error
+        return await answered(script(keys=_keys(scope), args=arguments))
 
     def _now(self) -> str:
         return repr(self._clock()) if self._clock else "0"
@@ -143,9 +120,9 @@ class RedisGate:
     async def _listen(self) -> None:
         """Hear of slots that other processes give back; come back when Redis does."""
         while True:
-            with suppress(RedisError, OSError, TimeoutError):
+            with suppress(RedisError, OSError, RateLimiterUnavailable):
                 async with self._redis.pubsub(ignore_subscribe_messages=True) as calls:
-                    await calls.psubscribe(_keys("*")[5])
+                    await answered(calls.psubscribe(_keys("*")[5]))
                     while True:
                         call = await calls.get_message(timeout=ANSWER_SECONDS)
                         if call is not None:
@@ -161,7 +138,3 @@ class RedisGate:
 
 def _keys(scope: str) -> list[str]:
     return [f"iz:{{{scope}}}:{part}" for part in PARTS]
-
-
-def _away() -> RateLimiterUnavailable:
-    return RateLimiterUnavailable("Redis does not answer, so no call is made until it is back")

@@ -1,6 +1,7 @@
 """JSON schemas of the custom resources that the chart uses; unknown fields are refused.
 
-Written from the operators' reference pages; pods inside are checked as pods by whoever uses these.
+Written from the operators' reference pages and types; pods inside are checked as pods by whoever
+uses these.
 """
 
 from __future__ import annotations
@@ -36,17 +37,15 @@ def resource(api_version: str, kind: str, spec: Schema) -> Schema:
 
 TEMPLATE = record(("spec",), metadata=record(labels=TEXTS, annotations=TEXTS), spec=ANY)
 HEAD = record(
-    ("template",),
+    ("template", "rayStartParams"),
     template=TEMPLATE,
     rayStartParams=TEXTS,
     serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     headService=ANY,
     enableIngress=FLAG,
-    resources=TEXTS,
-    labels=TEXTS,
 )
 WORKERS = record(
-    ("groupName", "template", "maxReplicas", "minReplicas"),
+    ("groupName", "template", "maxReplicas", "minReplicas", "rayStartParams"),
     groupName=TEXT,
     replicas=NUMBER,
     minReplicas=NUMBER,
@@ -55,39 +54,49 @@ WORKERS = record(
     idleTimeoutSeconds=NUMBER,
     suspend=FLAG,
     rayStartParams=TEXTS,
-    resources=TEXTS,
-    labels=TEXTS,
-    scaleStrategy=ANY,
+    scaleStrategy=record(workersToDelete={"type": "array", "items": TEXT}),
     template=TEMPLATE,
+)
+AUTOSCALER = record(
+    resources=ANY,
+    image=TEXT,
+    imagePullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
+    securityContext=ANY,
+    idleTimeoutSeconds=NUMBER,
+    upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
+    version={"enum": ["v1", "v2"]},
+    env={"type": "array", "items": ANY},
+    envFrom={"type": "array", "items": ANY},
+    volumeMounts={"type": "array", "items": ANY},
 )
 CLUSTER = record(
     ("headGroupSpec",),
     rayVersion=TEXT,
     enableInTreeAutoscaling=FLAG,
-    autoscalerOptions=ANY,
-    authOptions=record(mode={"enum": ["disabled", "token"]}),
-    gcsFaultToleranceOptions=ANY,
+    autoscalerOptions=AUTOSCALER,
+    gcsFaultToleranceOptions=record(
+        ("redisAddress",),
+        redisAddress=TEXT,
+        redisUsername=ANY,
+        redisPassword=ANY,
+        externalStorageNamespace=TEXT,
+    ),
     headServiceAnnotations=TEXTS,
-    managedBy=TEXT,
+    managedBy={"enum": ["ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue"]},
     suspend=FLAG,
     headGroupSpec=HEAD,
     workerGroupSpecs={"type": "array", "items": WORKERS},
 )
-RAY_SERVICE = resource(
+RAY_SERVICE = resource(  # KubeRay 1.4, the oldest with all the chart uses; later ones only add
     "ray.io/v1",
     "RayService",
     record(
         ("rayClusterConfig",),
         serveConfigV2=TEXT,
         rayClusterConfig=CLUSTER,
-        upgradeStrategy=record(
-            type={"enum": ["NewCluster", "NewClusterWithIncrementalUpgrade", "None"]},
-            clusterUpgradeOptions=ANY,
-        ),
+        upgradeStrategy=record(type={"enum": ["NewCluster", "None"]}),
         excludeHeadPodFromServeSvc=FLAG,
-        rayClusterDeletionDelaySeconds=NUMBER,
         serveService=ANY,
-        suspend=FLAG,
     ),
 )
 POD_MONITOR = resource(

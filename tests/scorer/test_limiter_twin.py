@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from services.scorer.limiter_state import MAX_JOBS, Ask, Feedback, Pace, ScopeState
 from services.scorer.rate_limit import LocalGate, Permit
-from services.scorer.redis_gate import RedisGate, open_redis
+from services.scorer.redis_gate import RedisGate
+from services.scorer.redis_link import open_redis
 from tests.scorer.redis_server import RedisServer
 
 START = 1_764_000_000_000_000.0
