@@ -24,6 +24,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import aiohttp
+import psutil
 import yaml
 from rich.console import Console
 from sqlalchemy import insert, text
@@ -111,17 +112,21 @@ def _spread(took: Sequence[float]) -> dict[str, float]:
     }
 
 
-async def measure(url: str, database_url: str, scale: Scale) -> dict[str, Any]:
+async def measure(url: str, database_url: str, scale: Scale, api: psutil.Process) -> dict[str, Any]:
     """Poll plainly, then with the tag seen last."""
     database = open_database(database_url)
     await fill(database, scale.jobs)
     changing = asyncio.create_task(keep_changing(database, scale.jobs))
     warm = Scale(scale.jobs, scale.polls_per_second, 2.0)
     await poll(url, warm, with_tag=False)
-    found = {
-        "plain": await poll(url, scale, with_tag=False),
-        "with the tag seen last": await poll(url, scale, with_tag=True),
-    }
+    found = {}
+    for name, with_tag in (("plain", False), ("with the tag seen last", True)):
+        before = api.cpu_times()
+        found[name] = await poll(url, scale, with_tag=with_tag)
+        after = api.cpu_times()
+        spent = after.user + after.system - before.user - before.system
+        n_polls = scale.polls_per_second * scale.seconds
+        found[name]["api_processor_ms_a_poll"] = round(1000 * spent / n_polls, 2)
     changing.cancel()
     await asyncio.wait({changing})
     await database.close()
@@ -140,8 +145,6 @@ def main() -> None:
         if new is None:
             console.print("no Postgres here (install the dev extra): nothing is measured")
             return
-        import psutil
-
         from tests.faults.cluster import Part
         from tests.faults.system import free_port
 
@@ -155,8 +158,9 @@ def main() -> None:
         api.start()
         try:
             api.wait_until_up()
-            content |= asyncio.run(measure(str(api.url), database_url, scale))
-            content["api_mb"] = round(psutil.Process(api.pid).memory_info().rss / 2**20, 1)
+            process = psutil.Process(api.pid)
+            content |= asyncio.run(measure(str(api.url), database_url, scale, process))
+            content["api_mb"] = round(process.memory_info().rss / 2**20, 1)
         finally:
             api.terminate()
     console.print_json(data=content)

@@ -63,7 +63,7 @@ async def _authorise(request: Request) -> None:
     web.check_token(settings.token, request.headers.get("authorization", ""))
 
 
-def _service(request: Request) -> InstructionService:
+async def _service(request: Request) -> InstructionService:
     service: InstructionService = request.app.state.service
     return service
 

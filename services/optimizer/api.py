@@ -16,7 +16,7 @@ from instructzero.errors import FieldProblem, InvalidRequest
 from services.optimizer import control, cursors, reads
 from services.optimizer.admission import admit
 from services.optimizer.estimate import estimate_job, outlook_of
-from services.optimizer.intake import Deps, JobId, Reading, Sent, Watching, Writing
+from services.optimizer.intake import Deps, JobId, Looking, Reading, Sent, Watching, Writing
 from services.optimizer.openapi import CREATE_BODY, PROBLEMS, problems
 from services.optimizer.reads import Mark
 from services.optimizer.sessions import transaction
@@ -117,17 +117,16 @@ async def list_jobs(
 )
 async def show_job(
     job_id: JobId,
-    deps: Deps,
+    looks: Looking,
     watch: Watching,
     wait: Wait = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return a job; `wait` returns as soon as it is not (any more) the version already seen."""
     seen = _tags(if_none_match)
-    async with transaction(deps.database.reads) as session:
-        if not seen and not wait:  # by far the most frequent
-            return _as_job(await reads.read_job(session, job_id))
-        mark = await reads.read_mark(session, job_id)
+    if not seen and not wait:  # by far the most frequent
+        return _as_job(await looks.job(job_id))
+    mark = await looks.mark(job_id)
     if wait and not mark.is_finished and (not seen or _is_seen(mark.version, seen)):
         before = mark.version
 
@@ -135,12 +134,10 @@ async def show_job(
             return mark.version != before or mark.is_finished
 
         await watch.until(job_id, has_changed, wait)
-        async with transaction(deps.database.reads) as session:
-            mark = await reads.read_mark(session, job_id)
+        mark = await looks.mark(job_id)
     if _is_seen(mark.version, seen):
         return Response(status_code=304, headers=_headers(job_id, mark))
-    async with transaction(deps.database.reads) as session:
-        return _as_job(await reads.read_job(session, job_id))
+    return _as_job(await looks.job(job_id))
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses={**PROBLEMS, **problems(409)})

@@ -21,7 +21,8 @@ from instructzero.contracts import (
 from instructzero.errors import Conflict, StoreUnavailable
 from services.optimizer import control, cursors, reads
 from services.optimizer.export import csv_lines, export_records, json_lines
-from services.optimizer.intake import ApiDeps, Deps, JobId, Reading, Watching
+from services.optimizer.intake import ApiDeps, Deps, JobId, Looking, Reading, Watching
+from services.optimizer.looks import Looks
 from services.optimizer.openapi import PROBLEMS, problems
 from services.optimizer.reads import Mark
 from services.optimizer.sessions import transaction
@@ -90,11 +91,12 @@ async def show_result(job_id: JobId, deps: Deps) -> Result:
 async def list_events(
     job_id: JobId,
     session: Reading,
+    looks: Looking,
     after: Sequence = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> EventPage:
     """List what happened to a job after a sequence number, oldest first."""
-    await reads.read_mark(session, job_id)
+    await looks.mark(job_id)
     rows = await reads.list_events(session, job_id, after=after, limit=limit + 1)
     return EventPage(data=tuple(map(event_view, rows[:limit])), has_more=len(rows) > limit)
 
@@ -110,25 +112,25 @@ async def list_events(
 async def stream_events(
     job_id: JobId,
     deps: Deps,
+    looks: Looking,
     watch: Watching,
     after: Sequence = 0,
     last_event_id: Annotated[str | None, Header(pattern=r"^[0-9]{1,9}$")] = None,
 ) -> EventSourceResponse:
     """Stream a job's events as they happen, until its last one; Last-Event-ID resumes."""
-    async with transaction(deps.database.reads) as session:
-        await reads.read_mark(session, job_id)
+    await looks.mark(job_id)
     first = after if last_event_id is None else int(last_event_id)
-    return EventSourceResponse(_events(job_id, first, deps, watch), ping=PING_SECONDS)
+    return EventSourceResponse(_events(job_id, first, deps, looks, watch), ping=PING_SECONDS)
 
 
 async def _events(
-    job_id: str, after: int, deps: ApiDeps, watch: Watch
+    job_id: str, after: int, deps: ApiDeps, looks: Looks, watch: Watch
 ) -> AsyncIterator[ServerSentEvent]:
     """Yield events until the last one; a caller whose stream ends early resumes where it was."""
     with suppress(StoreUnavailable):
         while True:
+            mark = (await looks.marks([job_id])).get(job_id)
             async with transaction(deps.database.reads) as session:
-                mark = (await reads.read_marks(session, [job_id])).get(job_id)
                 rows = await reads.list_events(session, job_id, after=after, limit=EVENTS_AT_ONCE)
             for row in rows:
                 after = row.seq

@@ -8,6 +8,7 @@ from services import web
 from services.optimizer import api, api_catalog, api_record, api_usage
 from services.optimizer.auth import KeyCheck, read_digests
 from services.optimizer.intake import ApiDeps
+from services.optimizer.looks import Looks
 from services.optimizer.openapi import describe
 from services.optimizer.queue_figures import read_queue
 from services.optimizer.watch import Watch
@@ -34,7 +35,8 @@ def create_app(deps: ApiDeps) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.deps = deps
-    app.state.watch = Watch(deps.database)
+    app.state.looks = Looks(deps.database)
+    app.state.watch = Watch(app.state.looks)
     app.state.end_waits = app.state.watch.close  # for whoever stops the server
     for part in (api, api_record, api_usage, api_catalog):
         app.include_router(part.router)

@@ -1,4 +1,8 @@
-"""What every route works with: its dependencies, its session, and the body of a new job."""
+"""What every route works with: its dependencies, its session, and the body of a new job.
+
+All of it is `async def`, also where nothing is awaited: the framework would call it in a thread
+otherwise, which costs more than the rest of a poll.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from instructzero.contracts import MetricSpec
 from instructzero.errors import InvalidRequest, NotFound, UnsupportedMediaType
 from services.optimizer.buyer import Scorer
 from services.optimizer.database import Database
+from services.optimizer.looks import Looks
 from services.optimizer.sessions import transaction
 from services.optimizer.settings import Settings
 from services.optimizer.spec_json import SentSpec, parse_spec
@@ -54,19 +59,26 @@ class ApiDeps:
     ready: Callable[[], Awaitable[Mapping[str, str]]]
 
 
-def deps_of(request: Request) -> ApiDeps:
+async def deps_of(request: Request) -> ApiDeps:
     """Return the app's dependencies; they are no lifespan state, so no lifespan need run."""
     deps: ApiDeps = request.app.state.deps
     return deps
 
 
-def watch_of(request: Request) -> Watch:
+async def looks_of(request: Request) -> Looks:
+    """Return what looks at jobs for those who poll."""
+    looks: Looks = request.app.state.looks
+    return looks
+
+
+async def watch_of(request: Request) -> Watch:
     """Return what waits for jobs to change."""
     watch: Watch = request.app.state.watch
     return watch
 
 
 Deps = Annotated[ApiDeps, Depends(deps_of)]
+Looking = Annotated[Looks, Depends(looks_of)]
 Watching = Annotated[Watch, Depends(watch_of)]
 
 
@@ -86,7 +98,7 @@ Reading = Annotated[AsyncSession, Depends(open_reads, scope="function")]
 Writing = Annotated[AsyncSession, Depends(open_writes, scope="function")]
 
 
-def checked_id(job_id: str) -> str:
+async def checked_id(job_id: str) -> str:
     """Refuse what cannot be a job's id before the database sees it.
 
     Raises:

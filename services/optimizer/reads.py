@@ -13,7 +13,7 @@ from sqlalchemy import Select, and_, delete, exists, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import Session, defer
 
 from instructzero.contracts import JobSpec, JobStatus
 from instructzero.errors import FieldProblem, IdempotencyMismatch, NotFound
@@ -151,9 +151,14 @@ async def read_job(session: AsyncSession, job_id: str, *, lock: bool = False) ->
     return row
 
 
-async def read_marks(session: AsyncSession, job_ids: Sequence[str]) -> dict[str, Mark]:
+def read_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, JobRow]:
+    """Return the rows of those jobs that exist."""
+    return {row.id: row for row in session.scalars(select(JobRow).where(JobRow.id.in_(job_ids)))}
+
+
+def read_marks(session: Session, job_ids: Sequence[str]) -> dict[str, Mark]:
     """Return what changes when a job changes, of those jobs that exist."""
-    rows = await session.execute(
+    rows = session.execute(
         select(JobRow.id, JobRow.version, JobRow.status, JobRow.n_events).where(
             JobRow.id.in_(job_ids)
         )
@@ -162,18 +167,6 @@ async def read_marks(session: AsyncSession, job_ids: Sequence[str]) -> dict[str,
         job_id: Mark(version, JobStatus(status).is_finished, n_events)
         for job_id, version, status, n_events in rows
     }
-
-
-async def read_mark(session: AsyncSession, job_id: str) -> Mark:
-    """Return one job's mark.
-
-    Raises:
-        NotFound: there is no such job.
-    """
-    found = (await read_marks(session, [job_id])).get(job_id)
-    if found is None:
-        raise NotFound("there is no such job")
-    return found
 
 
 async def read_queue(session: AsyncSession) -> Queue:

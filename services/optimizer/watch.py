@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from services.optimizer import reads
-from services.optimizer.database import Database
+from services.optimizer.looks import Looks
 from services.optimizer.reads import Mark
-from services.optimizer.sessions import transaction
 
 INTERVAL_SECONDS = 0.2
 
@@ -17,11 +15,11 @@ INTERVAL_SECONDS = 0.2
 class Watch:
     """Looks at the watched jobs' marks at an interval, for as long as anybody waits."""
 
-    def __init__(self, database: Database, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
-        self._database = database
+    def __init__(self, looks: Looks, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
+        self._looks = looks
         self._interval_seconds = interval_seconds
         self._watched: Counter[str] = Counter()
-        self._round: asyncio.Task[dict[str, Mark]] | None = None
+        self._round: asyncio.Task[Mapping[str, Mark]] | None = None
         self.is_closed = False
 
     def close(self) -> None:
@@ -48,7 +46,7 @@ class Watch:
             if not self._watched[job_id]:
                 del self._watched[job_id]
 
-    def _next_round(self) -> asyncio.Task[dict[str, Mark]]:
+    def _next_round(self) -> asyncio.Task[Mapping[str, Mark]]:
         """Return the look that begins next; all who wait share it."""
         if self._round is None or self._round.done():
             self._round = asyncio.create_task(self._look())
@@ -56,8 +54,7 @@ class Watch:
             self._round.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._round
 
-    async def _look(self) -> dict[str, Mark]:
+    async def _look(self) -> Mapping[str, Mark]:
         await asyncio.sleep(self._interval_seconds)
         self._round = None
-        async with transaction(self._database.reads) as session:
-            return await reads.read_marks(session, list(self._watched))
+        return await self._looks.marks(list(self._watched))

@@ -28,7 +28,7 @@ async def _authorise(request: Request) -> None:
     web.check_token(settings.token, request.headers.get("authorization", ""))
 
 
-def _pool(request: Request) -> ScorerPool:
+async def _pool(request: Request) -> ScorerPool:
     pool: ScorerPool = request.app.state.pool
     return pool
 

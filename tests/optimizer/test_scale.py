@@ -138,7 +138,8 @@ async def do_what_is_done_often(database: Database) -> None:
         await session.rollback()
     async with database.reads() as session:
         await reads.read_job(session, "job_1")
-        await reads.read_marks(session, ["job_1", "job_2"])
+        await session.run_sync(lambda s: reads.read_jobs(s, ["job_1", "job_2"]))
+        await session.run_sync(lambda s: reads.read_marks(s, ["job_1", "job_2"]))
         await reads.find_idempotent(session, "key", "hash")
         for status in (None, JobStatus.PAUSED):
             page = await reads.list_jobs(session, status=status, labels={}, after=None, limit=50)
