@@ -17,7 +17,8 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -133,6 +134,28 @@ async def measure(url: str, database_url: str, scale: Scale, api: psutil.Process
     return found
 
 
+@contextmanager
+def served(database_url: str) -> Iterator[tuple[str, psutil.Process]]:
+    """Yield the address and the process of an API on a database."""
+    from tests.faults.cluster import Part
+    from tests.faults.system import free_port
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        targets = {"targets": {"world": {"base_url": "http://127.0.0.1:9/v1", "model": "none"}}}
+        (folder / "targets.yaml").write_text(yaml.safe_dump(targets))
+        port = str(free_port())
+        arguments = ["serve", "--no-runner", "--port", port, "--database", database_url,
+                     "--targets", str(folder / "targets.yaml")]  # fmt: skip
+        api = Part("api", arguments, folder, url=f"http://127.0.0.1:{port}")
+        api.start()
+        try:
+            api.wait_until_up()
+            yield str(api.url), psutil.Process(api.pid)
+        finally:
+            api.terminate()
+
+
 def main() -> None:
     """Measure, show, and keep the result unless it is a smoke run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -141,28 +164,14 @@ def main() -> None:
     scale, console = SMOKE if options.smoke else FULL, Console()
     load = round(os.getloadavg()[0], 2)
     content: dict[str, Any] = {"scale": asdict(scale), "load_at_start": load}
-    with postgres() as new, tempfile.TemporaryDirectory() as name:
+    with postgres() as new:
         if new is None:
             console.print("no Postgres here (install the dev extra): nothing is measured")
             return
-        from tests.faults.cluster import Part
-        from tests.faults.system import free_port
-
-        folder = Path(name)
-        targets = {"targets": {"world": {"base_url": "http://127.0.0.1:9/v1", "model": "none"}}}
-        (folder / "targets.yaml").write_text(yaml.safe_dump(targets))
-        database_url, port = new("api"), str(free_port())
-        arguments = ["serve", "--no-runner", "--port", port, "--database", database_url,
-                     "--targets", str(folder / "targets.yaml")]  # fmt: skip
-        api = Part("api", arguments, folder, url=f"http://127.0.0.1:{port}")
-        api.start()
-        try:
-            api.wait_until_up()
-            process = psutil.Process(api.pid)
-            content |= asyncio.run(measure(str(api.url), database_url, scale, process))
+        database_url = new("api")
+        with served(database_url) as (url, process):
+            content |= asyncio.run(measure(url, database_url, scale, process))
             content["api_mb"] = round(process.memory_info().rss / 2**20, 1)
-        finally:
-            api.terminate()
     console.print_json(data=content)
     if not options.smoke:
         console.print(str(record("api", content)))
