@@ -32,6 +32,8 @@ from tests.faults.workload import Client, Ended, Work, make_work
 CALLS_OF_A_JOB = 60
 SHARE_OF_TIME_FOR_CALLS = 0.5
 MOST_LATENCY_MS = 1_500.0
+ARRIVING = 0.8
+"""Of the time: the last jobs come so late that there are jobs to harm until the end."""
 FULL = Size()
 GRACE_SECONDS = 900.0
 """How long the jobs may go on when nothing harms them any more."""
@@ -86,7 +88,9 @@ async def _weather(
     plan: Plan, cluster: Cluster, faults: Faults, client: Client, works: Sequence[Work]
 ) -> list[Ended]:
     """Let the faults happen while the jobs are done; then let the rest be done in peace."""
-    working = asyncio.create_task(client.do_all(works, "stormy", over_seconds=plan.seconds / 2))
+    working = asyncio.create_task(
+        client.do_all(works, "stormy", over_seconds=ARRIVING * plan.seconds)
+    )
     striking = asyncio.create_task(faults.strike(plan.seconds))
     await asyncio.wait({working, striking}, return_when=asyncio.FIRST_COMPLETED)
     if working.done():
