@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,12 +90,7 @@ async def _weather(
     working = asyncio.create_task(
         client.do_all(works, "stormy", over_seconds=ARRIVING * plan.seconds)
     )
-    striking = asyncio.create_task(faults.strike(plan.seconds))
-    await asyncio.wait({working, striking}, return_when=asyncio.FIRST_COMPLETED)
-    if working.done():
-        striking.cancel()  # there is nothing left to disturb
-    with suppress(asyncio.CancelledError):
-        await striking
+    await faults.strike(plan.seconds, is_over=working.done)
     faults.say("no more faults: what is down is started, the jobs go on")
     await asyncio.to_thread(cluster.revive)
     async with asyncio.timeout(GRACE_SECONDS):

@@ -53,12 +53,15 @@ class Faults:
         """How many faults befell these kinds of part."""
         return sum(n for what, n in self.done.items() if what.rpartition(" ")[2] in parts)
 
-    async def strike(self, seconds: float) -> None:
-        """Strike about every `every_seconds`; return when the last harm is mended."""
+    async def strike(self, seconds: float, *, is_over: Callable[[], bool]) -> None:
+        """Strike about every `every_seconds` until the time is up or there is nothing to harm.
+
+        Returns when the last harm is mended: a server that is down would stay so.
+        """
         draw = random.Random(self.seed)
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            while time.monotonic() - began < seconds:
+            while time.monotonic() - began < seconds and not is_over():
                 kind = draw.choices(KINDS, [kind.weight for kind in KINDS])[0]
                 parts = self._parts(kind)
                 victim = draw.choice(parts)
