@@ -2,7 +2,7 @@
 
     python -m benchmarks.claim --smoke                 # seconds, for correctness only
     python -m benchmarks.claim                         # a few minutes on an idle machine
-    python -m benchmarks.claim --memory-minutes 20     # and a runner that works for so long
+    python -m benchmarks.claim --memory-minutes 20     # only a runner's memory, watched for so long
 
 Three claimers share one Postgres. Queues of growing length show what a claim costs as they grow;
 a queue of three unequal tenants shows who waits. One job whose target costs nothing shows the
@@ -213,16 +213,30 @@ async def measure_memory(url: str, seconds: float) -> dict[str, Any]:
     }
 
 
+def watch(minutes: float, console: Console) -> None:
+    """Watch a runner's memory and keep it in a result file of its own."""
+    load = round(os.getloadavg()[0], 2)
+    with postgres() as new:
+        if new is None:
+            console.print("no Postgres here (install the dev extra): nothing is measured")
+            return
+        found = asyncio.run(measure_memory(new("memory"), 60 * minutes))
+    console.print_json(data=found)
+    console.print(str(record("runner_memory", {"load_at_start": load, **found})))
+
+
 def main() -> None:
     """Measure, show, and keep the result unless it is a smoke run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="small and quick; writes nothing")
-    parser.add_argument("--memory-minutes", type=float, help="how long a runner is watched")
+    parser.add_argument(
+        "--memory-minutes", type=float, help="watch a runner's memory for so long, and no more"
+    )
     options = parser.parse_args()
     scale, console = SMOKE if options.smoke else FULL, Console()
-    watched = scale.memory_seconds
     if options.memory_minutes is not None:
-        watched = 60 * options.memory_minutes
+        watch(options.memory_minutes, console)
+        return
     load = round(os.getloadavg()[0], 2)
     content: dict[str, Any] = {"scale": asdict(scale), "load_at_start": load}
     with postgres() as new:
@@ -237,7 +251,7 @@ def main() -> None:
             measure_fairness(new("fair"), scale.queues[0], scale.claimers)
         )
         content["job"] = asyncio.run(measure_job(new("job"), scale.calls))
-        content["memory"] = asyncio.run(measure_memory(new("memory"), watched))
+        content["memory"] = asyncio.run(measure_memory(new("memory"), scale.memory_seconds))
     console.print_json(data=content)
     if not options.smoke:
         console.print(str(record("claim", content)))

@@ -48,7 +48,7 @@ class GeneratorSettings(ServiceSettings):
         "auto", description="auto: float32 on a CPU, the checkpoint's own type on a GPU"
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of the process; PyTorch's choice if not set"
+        None, ge=1, le=1024, description="CPU threads; PyTorch's or vLLM's choice if not set"
     )
     max_batch_size: int | None = Field(
         None,
@@ -98,3 +98,17 @@ def send_no_usage_reports() -> None:
 def give_workers_full_priority() -> None:
     """Tell a Ray that is ours alone not to be nice: to write is what it is there for."""
     os.environ.setdefault("RAY_worker_niceness", "0")  # noqa: TID251
+
+
+def run_model_in_engine_process(threads: int) -> None:
+    """Tell vLLM, which reads the environment itself, to start no worker beside its engine.
+
+    On a CPU the engine would spin while it waits for a worker of its own. The process is spawned,
+    because threads of PyTorch that have worked do not survive a fork.
+    """
+    for name, value in (
+        ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+        ("VLLM_WORKER_MULTIPROC_METHOD", "spawn"),
+        ("OMP_NUM_THREADS", str(threads)),
+    ):
+        os.environ[name] = value  # noqa: TID251

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from collections.abc import AsyncGenerator, Collection, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from services.generator.decoding import read_ids
 from services.generator.embedding_table import EmbeddingTable, load_table
 from services.generator.engine import BROKEN, Decoding, EngineFacts, Finished, Prompt
 from services.generator.prompt_checks import check_shape
-from services.generator.settings import GeneratorSettings
+from services.generator.settings import GeneratorSettings, run_model_in_engine_process
 from services.generator.soft_prompt import table_spread
 from services.generator.vllm_options import (
     choose_dtype,
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SHUTDOWN_SECONDS = 5.0
+FEW_CORES = 4
+"""Up to so many, a core that only spins is missed more than threads bound to cores are."""
 RETRY_SECONDS = 5.0
 """When a caller may look again for an engine that is being started anew."""
 
@@ -242,6 +245,9 @@ def open_engine(folder: ModelFolder, settings: GeneratorSettings) -> VllmEngine:
     table = load_table(folder, config, dtype, len(tokenizer))
     ends = stop_ids(tokenizer, read_generation_config(folder.path), config)
     model = LoadedModel(tokenizer, table, ends, dtype)
+    cores = os.cpu_count() or 1
+    if is_cpu and settings.tensor_parallel == 1 and cores <= FEW_CORES:
+        run_model_in_engine_process(settings.threads or max(1, cores - 1))
     arguments = engine_args(folder.path, settings, config, dtype)
     try:
         engine = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers())
