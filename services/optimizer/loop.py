@@ -261,7 +261,7 @@ async def ask(run: JobRun) -> Step | None:
         run.stop_reason = last.content["stop_reason"]
         return None
     room = run.state.room(row)
-    if room.calls == 0 or run.permission.is_late() or run.state.is_cut_short():
+    if room.calls == 0 or run.permission.is_late() or run.state.is_cut_short:
         run.stop_reason = exhausted(run)
         return None
     decision = await run.think(lambda: run.strategy.propose(room))

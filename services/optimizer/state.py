@@ -102,7 +102,11 @@ def decision_from_json(content: Mapping[str, Any]) -> Decision:
 
 @dataclass
 class JobState:
-    """The job in memory; every change to it was committed first."""
+    """The job in memory; every change to it was committed first.
+
+    Attributes:
+        is_cut_short: the budget or the time ended a step before all of it was bought.
+    """
 
     job_id: str
     spec: JobSpec
@@ -120,6 +124,7 @@ class JobState:
     costs: dict[tuple[int, int], Cost] = field(default_factory=dict)
     told: Cost = field(default_factory=Cost)
     n_told: int = 0
+    is_cut_short: bool = False
     bills: Bills = field(default_factory=Bills)
     learned: Learned = field(default_factory=Learned)
 
@@ -185,14 +190,9 @@ class JobState:
             cost = self.costs.get((arm, example), Cost())
             self.told = self.told.plus(cost)
             self.bills.add(arm, cost)
+        self.is_cut_short |= bool(self.missing(step.pairs, "validation"))
         self.n_told += 1
         step.is_done = True
-
-    def is_cut_short(self) -> bool:
-        """Whether the budget or the time has ended a step before all of it was bought."""
-        return any(
-            self.missing(step.pairs, "validation") for step in self.search_steps[: self.n_told]
-        )
 
     def examples(self, split: str) -> tuple[Example, ...]:
         """Return the examples of a split."""
