@@ -147,12 +147,7 @@ async def measure_job(url: str, calls: int) -> dict[str, float]:
     database = open_database(url)
     spec = make_spec(budget={"calls": calls}, strategy="random")
     async with database.writes.begin() as session:
-        session.add(
-            JobRow(
-                id="job", name=spec.name, tenant=spec.tenant, spec=spec.model_dump(mode="json"),
-                spec_hash=spec.spec_hash(), seed=0,
-            )
-        )  # fmt: skip
+        session.add(JobRow.of("job", spec))
     settings = Settings(database_url=url)  # type: ignore[arg-type]
     runner = Runner(LoopDeps(database, PlainGenerator(), PlainScorer(in_flight=16), settings))
     before, begun = await _figures(database), time.process_time()

@@ -136,16 +136,7 @@ async def job_database(url: str, spec: JobSpec) -> AsyncIterator[Database]:
     await asyncio.to_thread(migrate, url)
     database = open_database(url)
     async with database.writes.begin() as session:
-        session.add(
-            JobRow(
-                id=JOB,
-                name=spec.name,
-                tenant=spec.tenant,
-                spec=spec.model_dump(mode="json"),
-                spec_hash=spec.spec_hash(),
-                seed=spec.seed,
-            )
-        )
+        session.add(JobRow.of(JOB, spec))
     try:
         yield database
     finally:

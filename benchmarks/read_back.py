@@ -79,12 +79,14 @@ async def fill(url: str, scale: Scale) -> None:
     ]  # fmt: skip
     async with database.writes.begin() as session:
         session.add(
-            JobRow(
-                id="job_0", name=job.name, tenant=job.tenant, spec=job.model_dump(mode="json"),
-                spec_hash=job.spec_hash(), seed=0, status="succeeded", n_arms=scale.arms,
+            JobRow.of(
+                "job_0",
+                job,
+                status="succeeded",
+                n_arms=scale.arms,
                 n_evaluations=len(evaluations),
             )
-        )  # fmt: skip
+        )
         await session.flush()
         sealed = [{**row, "seal": seal(ArmRow, row), "trial": row["n"] + 1} for row in arms]
         await session.execute(insert(ArmRow), sealed)

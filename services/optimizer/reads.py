@@ -81,19 +81,7 @@ async def insert_job(
     """
     if key is not None and (known := await find_idempotent(session, key, body_hash)) is not None:
         return known
-    row = JobRow(
-        id=job_id,
-        name=spec.name,
-        tenant=spec.tenant,
-        spec=spec.model_dump(mode="json"),
-        spec_hash=spec.spec_hash(),
-        seed=spec.seed,
-        labels=dict(spec.labels),
-        target=spec.target,
-        judge=spec.metric.target,
-        outlook=outlook,
-        n_events=0,
-    )
+    row = JobRow.of(job_id, spec, outlook=outlook, n_events=0)
     session.add(row)
     await session.flush()
     if key is not None and not await _take_key(session, key, body_hash, job_id):

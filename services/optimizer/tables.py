@@ -7,7 +7,7 @@ dialects compare them the same way. JSON columns hold plain JSON.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import (
     JSON,
@@ -29,6 +29,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+
+if TYPE_CHECKING:
+    from instructzero.contracts import JobSpec
 
 ALGO_VERSION = 1
 """Raised when the meaning of a journaled decision changes; a runner refuses jobs of another one."""
@@ -171,6 +174,22 @@ class JobRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+    @classmethod
+    def of(cls, job_id: str, spec: JobSpec, **columns: Any) -> Self:
+        """Return the row of a new job; `columns` are what its spec does not say."""
+        return cls(
+            id=job_id,
+            name=spec.name,
+            tenant=spec.tenant,
+            spec=spec.model_dump(mode="json"),
+            spec_hash=spec.spec_hash(),
+            seed=spec.seed,
+            labels=dict(spec.labels),
+            target=spec.target,
+            judge=spec.metric.target,
+            **columns,
+        )
 
 
 class IdempotencyRow(Base):

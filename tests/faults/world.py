@@ -154,16 +154,7 @@ async def add_job(database: Database, job_id: str, **changes: Any) -> None:
     """Store a queued job."""
     spec = spec_for(**changes)
     async with database.writes.begin() as session:
-        session.add(
-            JobRow(
-                id=job_id,
-                name=spec.name,
-                tenant=spec.tenant,
-                spec=spec.model_dump(mode="json"),
-                spec_hash=spec.spec_hash(),
-                seed=spec.seed,
-            )
-        )
+        session.add(JobRow.of(job_id, spec))
 
 
 class Outcome:

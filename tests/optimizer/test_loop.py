@@ -34,16 +34,7 @@ class World:
     async def add(self, job_id: str, spec: JobSpec) -> None:
         """Store a queued job."""
         async with self.database.writes.begin() as session:
-            session.add(
-                JobRow(
-                    id=job_id,
-                    name=spec.name,
-                    tenant=spec.tenant,
-                    spec=spec.model_dump(mode="json"),
-                    spec_hash=spec.spec_hash(),
-                    seed=spec.seed,
-                )
-            )
+            session.add(JobRow.of(job_id, spec))
 
     def runner(self, *, take_over: bool = False) -> Runner:
         """Return a new runner."""

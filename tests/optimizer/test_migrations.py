@@ -51,11 +51,7 @@ def upgrade_to(url: str, revision: str) -> None:
 
 def add_old_job(connection: Connection) -> None:
     """Store a job with the columns that the first version had."""
-    spec = make_spec()
-    row = JobRow(
-        id="old", name=spec.name, tenant=spec.tenant, spec=spec.model_dump(mode="json"),
-        spec_hash=spec.spec_hash(), seed=spec.seed,
-    )  # fmt: skip
+    row = JobRow.of("old", make_spec())
     known = {column["name"] for column in inspect(connection).get_columns("jobs")}
     given = {name: value for name, value in vars(row).items() if name in known}
     connection.execute(insert(JobRow).values(given))

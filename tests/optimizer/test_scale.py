@@ -75,14 +75,6 @@ FILL = (
 )
 
 
-def job_row(job_id: str, **values: Any) -> JobRow:
-    spec = make_spec()
-    return JobRow(
-        id=job_id, name=spec.name, tenant=spec.tenant, spec=spec.model_dump(mode="json"),
-        spec_hash=spec.spec_hash(), seed=spec.seed, **values,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def large(postgres: str, evaluations: int) -> Iterator[str]:
     """The URL of a database as a busy year leaves it."""
@@ -94,7 +86,7 @@ def large(postgres: str, evaluations: int) -> Iterator[str]:
 async def fill(url: str, filled: int) -> None:
     database = open_database(url)
     async with database.writes.begin() as session:
-        session.add(job_row("pattern", status="succeeded"))
+        session.add(JobRow.of("pattern", make_spec(), status="succeeded"))
         await session.flush()
         for statement in FILL:
             await session.execute(text(statement), {"jobs": N_JOBS, "filled": filled})
@@ -200,7 +192,7 @@ async def test_a_claim_reads_a_few_pages_however_many_jobs_there_are(busy: Datab
 
 async def claimed(database: Database) -> Claim:
     async with database.writes.begin() as session:
-        session.add(job_row("job_1"))
+        session.add(JobRow.of("job_1", make_spec()))
     found = await store.transact(
         database.writes, lambda s: claims.claim_job(s, runner_id="r", lease_seconds=600.0)
     )
@@ -257,7 +249,13 @@ async def done(postgres_url: str) -> AsyncIterator[Database]:
     database = open_database(postgres_url)
     async with database.writes.begin() as session:
         session.add(
-            job_row("job_1", status="succeeded", n_arms=N_ARMS, n_evaluations=N_ARMS * N_EXAMPLES)
+            JobRow.of(
+                "job_1",
+                make_spec(),
+                status="succeeded",
+                n_arms=N_ARMS,
+                n_evaluations=N_ARMS * N_EXAMPLES,
+            )
         )
         await session.flush()
         await session.execute(insert(ArmRow), arm_rows())

@@ -24,16 +24,7 @@ async def queue(database: Database, job_id: str = "job_1", calls: int = 100) -> 
     """Store a queued job with one arm."""
     spec = make_spec(budget={"calls": calls})
     async with database.writes.begin() as session:
-        session.add(
-            JobRow(
-                id=job_id,
-                name=spec.name,
-                tenant=spec.tenant,
-                spec=spec.model_dump(mode="json"),
-                spec_hash=spec.spec_hash(),
-                seed=spec.seed,
-            )
-        )
+        session.add(JobRow.of(job_id, spec))
         await session.flush()
         session.add(ArmRow(job_id=job_id, n=0, text="a", source="given", step=0))
 

@@ -30,16 +30,7 @@ class Jobs:
         """Run one job to its end and return its row."""
         spec = make_spec(**{"target": "fake", "budget": {"calls": 24}, **changes})
         async with self._database.writes.begin() as session:
-            session.add(
-                JobRow(
-                    id="job_1",
-                    name=spec.name,
-                    tenant=spec.tenant,
-                    spec=spec.model_dump(mode="json"),
-                    spec_hash=spec.spec_hash(),
-                    seed=spec.seed,
-                )
-            )
+            session.add(JobRow.of("job_1", spec))
         runner = Runner(self._deps, take_over=False)
         assert await runner.run_one("job_1")
         runner.close()
