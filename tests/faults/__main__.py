@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.record import RESULTS, commit, record
 from tests.faults.audit import Report, judge, watch_writes
 from tests.faults.cluster import Cluster, Size, running, servers
 from tests.faults.schedule import Faults
@@ -97,6 +99,20 @@ async def _weather(
         return await working
 
 
+def keep_record(plan: Plan, report: Report) -> Path:
+    """Add a run to the result file, beside those with other seeds."""
+    earlier = RESULTS / "faults.json"
+    runs = json.loads(earlier.read_text())["runs"] if earlier.exists() else {}
+    runs[str(plan.seed)] = {
+        "commit": commit(),
+        "minutes": plan.seconds / 60,
+        "every_seconds": plan.every_seconds,
+        "broken": report.broken,
+        **report.figures,
+    }
+    return record("faults", {"runs": dict(sorted(runs.items(), key=lambda run: int(run[0])))})
+
+
 def main() -> int:
     """Read the options, run, and show what was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
@@ -105,13 +121,19 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=40)
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS")
     parser.add_argument("--keep", type=Path, help="folder for logs; default: one that is removed")
+    parser.add_argument(
+        "--record", action="store_true", help="keep what was seen in benchmarks/results/faults.json"
+    )
     options = parser.parse_args()
     console, began = Console(), time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end every part on the way out
     plan = Plan(options.seed, options.minutes * 60, options.jobs, options.every)
     with tempfile.TemporaryDirectory(prefix="iz-faults-") as folder:
         report = asyncio.run(run(plan, options.keep or Path(folder), console.print))
+    report.figures["seconds"] = round(time.monotonic() - began)
     console.print_json(data=report.figures)
+    if options.record:
+        console.print(str(keep_record(plan, report)))
     for what in report.broken:
         console.print(f"BROKEN: {what}", style="bold red")
     verdict = "every invariant held" if not report.broken else f"{len(report.broken)} broken"
