@@ -4,8 +4,10 @@
     python -m benchmarks.api             # two minutes on an idle machine
 
 One API process on Postgres with 1,000 running jobs, whose rows change as runners would change
-them. Polls arrive at a fixed rate whether or not earlier ones were answered, so that a slow answer
-delays nobody else's clock. The figures hold the client's own share, on the same machine.
+them; and once more with 1,000 queued jobs, on which three runners work as processes beside it, with
+scorers, generator and target. Polls arrive at a fixed rate whether or not earlier ones were
+answered, so that a slow answer delays nobody else's clock. The figures hold the client's own share,
+on the same machine.
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ import aiohttp
 import psutil
 import yaml
 from rich.console import Console
-from sqlalchemy import insert, text
+from sqlalchemy import func, insert, select, text
 
 from benchmarks.claim import postgres
 from benchmarks.record import record
+from instructzero.contracts import JobSpec
 from services.optimizer.database import Database, open_database
 from services.optimizer.tables import JobRow
 from tests.optimizer.worlds import make_spec
 
 CHANGES_PER_SECOND = 50
+TARGET_LATENCY_MS = 250.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,42 @@ async def measure(url: str, database_url: str, scale: Scale, api: psutil.Process
     return found
 
 
+def measure_beside_runners(scale: Scale) -> dict[str, Any]:
+    """Poll queued jobs while three runners work through them."""
+    from tests.faults.cluster import Size, running, servers
+    from tests.faults.workload import make_work
+
+    works = make_work(scale.jobs, seed=0)
+    rows = [
+        JobRow.of(f"job_{n}", JobSpec.model_validate(work.spec)) for n, work in enumerate(works)
+    ]
+
+    async def work(url: str, database_url: str) -> dict[str, Any]:
+        database = open_database(database_url)
+        async with database.writes.begin() as session:
+            session.add_all(rows)
+        await poll(url, Scale(scale.jobs, scale.polls_per_second, 5.0), with_tag=False)
+        before = await calls_made(database)
+        found = await poll(url, scale, with_tag=False)
+        found["calls_a_second"] = round((await calls_made(database) - before) / scale.seconds, 1)
+        await database.close()
+        return found
+
+    with (
+        tempfile.TemporaryDirectory() as name,
+        servers() as (postgres, redis),
+        running(Path(name), postgres, redis, Size(apis=1)) as cluster,
+    ):
+        cluster.restart_target(TARGET_LATENCY_MS)
+        return asyncio.run(work(cluster.api_urls[0], cluster.database_url))
+
+
+async def calls_made(database: Database) -> int:
+    """Return what all jobs have bought."""
+    async with database.reads() as session:
+        return int(await session.scalar(select(func.sum(JobRow.calls))) or 0)
+
+
 @contextmanager
 def served(database_url: str) -> Iterator[tuple[str, psutil.Process]]:
     """Yield the address and the process of an API on a database."""
@@ -172,6 +212,7 @@ def main() -> None:
         with served(database_url) as (url, process):
             content |= asyncio.run(measure(url, database_url, scale, process))
             content["api_mb"] = round(process.memory_info().rss / 2**20, 1)
+        content["beside three runners"] = measure_beside_runners(scale)
     console.print_json(data=content)
     if not options.smoke:
         console.print(str(record("api", content)))

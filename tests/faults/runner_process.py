@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+from collections import deque
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.synchronize import Event
@@ -64,7 +65,8 @@ async def _run(task: Task, is_ready: Event) -> None:
     database = open_database(task.database_url)
     cache = DatabaseCache(database, ttl_seconds=3600)
     scorer = ScorerPool(targets_at(task.target_url), cache=cache)
-    runner = Runner(LoopDeps(database, PlainGenerator(), scorer, settings))
+    generator = PlainGenerator(requests=deque(maxlen=1))  # its memory is measured
+    runner = Runner(LoopDeps(database, generator, scorer, settings))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, runner.drain)
     is_ready.set()
     await runner.run()

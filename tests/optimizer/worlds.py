@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableSequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +44,7 @@ class PlainGenerator:
 
     fingerprint: str = "world-1"
     outages: int = 0
-    requests: list[GenerateRequest] = field(default_factory=list)
+    requests: MutableSequence[GenerateRequest] = field(default_factory=list)
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Return one text per point."""
