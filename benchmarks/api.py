@@ -41,6 +41,8 @@ from tests.optimizer.worlds import make_spec
 
 CHANGES_PER_SECOND = 50
 TARGET_LATENCY_MS = 250.0
+STARTING_SECONDS = 20.0
+"""Three new runners begin 24 jobs at once, which takes all of two cores; polls then take longer."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +154,13 @@ def measure_beside_runners(scale: Scale) -> dict[str, Any]:
         database = open_database(database_url)
         async with database.writes.begin() as session:
             session.add_all(rows)
-        await poll(url, Scale(scale.jobs, scale.polls_per_second, 5.0), with_tag=False)
+        starting = Scale(scale.jobs, scale.polls_per_second, STARTING_SECONDS)
+        begun = await poll(url, starting, with_tag=False)
         before = await calls_made(database)
         found = await poll(url, scale, with_tag=False)
         found["calls_a_second"] = round((await calls_made(database) - before) / scale.seconds, 1)
         await database.close()
-        return found
+        return {"while they begin": begun, "later": found}
 
     with (
         tempfile.TemporaryDirectory() as name,
