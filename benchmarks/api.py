@@ -154,7 +154,8 @@ def measure_beside_runners(scale: Scale) -> dict[str, Any]:
         database = open_database(database_url)
         async with database.writes.begin() as session:
             session.add_all(rows)
-        starting = Scale(scale.jobs, scale.polls_per_second, STARTING_SECONDS)
+        seconds = min(STARTING_SECONDS, scale.seconds)
+        starting = Scale(scale.jobs, scale.polls_per_second, seconds)
         begun = await poll(url, starting, with_tag=False)
         before = await calls_made(database)
         found = await poll(url, scale, with_tag=False)
