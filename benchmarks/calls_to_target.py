@@ -4,10 +4,10 @@
     python -m benchmarks.calls_to_target                  # development seeds
     python -m benchmarks.calls_to_target --report         # report seeds; each look is counted
 
-Read off after every decision: the true score of the instruction that the strategy would recommend
-then. *Sustained* is the number of calls from which on it always has 95 % of the best attainable;
-*first hit* is where it first has. A run that never gets there counts with its last call, so that
-ratios against it are lower bounds.
+Read off every 20 calls (`landscapes.play`): the true score of the instruction that the strategy
+would recommend then. *Sustained* is the number of calls from which on it always has 95 % of the
+best attainable; *first hit* is where it first has. A run that never gets there counts with its last
+call, so that ratios against it are lower bounds.
 
 `--landscapes demo` plays tasks of the bundled demo model: soft prompts, instructions and
 answers are the model's own.
@@ -38,7 +38,7 @@ from benchmarks.landscapes import SPECS, Landscape, Playable, Run, play
 from benchmarks.record import RESULTS, commit, record
 
 CHECKPOINTS = (150, 250, 500, 1000, 3000)
-FIRST_SEED = {"development": 0, "report": 100_000}
+FIRST_SEED = {"development": 0, "report": 300_000}
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "default": {},
     "instructzero": {"examples": 20},

@@ -45,6 +45,7 @@ DIFFICULTY_SD, FAMILY_LUCK_SD, WORDING_LUCK_SD = 1.0, 0.8, 0.5
 WORDING_SD, FLAT_WORDING_SD = 0.15, 0.05
 TOTAL_SD = float(np.sqrt(DIFFICULTY_SD**2 + FAMILY_LUCK_SD**2 + WORDING_LUCK_SD**2))
 N_VOLUME = 20_000
+READ_EVERY, READ_SHARE = 20, 0.02
 
 
 @dataclass(frozen=True)
@@ -280,8 +281,10 @@ def play(
     problem: Problem | None = None,
     watch: str | None = None,
 ) -> Run:
-    """Drive a strategy over a landscape and read off what it recommends after every decision.
+    """Drive a strategy over a landscape and read off what it recommends as the scores come in.
 
+    Read every 20 calls, later every 2 % more of them, within decisions too: a strategy that buys
+    500 calls at a time would else look as if it recommended nothing until the last of them.
     `watch` names a figure of the strategy's `state` that is read off as well.
     """
     if problem is None:
@@ -301,9 +304,12 @@ def play(
         generated = generate(landscape, decision.points, run.n_points, arms, texts)
         run.n_points += len(decision.points)
         scored = [score(landscape, texts[pair.arm], pair) for pair in decision.evaluations]
-        strategy.observe(generated, scored)
-        if scored:
-            spent += len(scored)
+        strategy.observe(generated, [])
+        while scored:
+            count = max(READ_EVERY, int(READ_SHARE * spent))
+            arrived, scored = scored[:count], scored[count:]
+            strategy.observe([], arrived)
+            spent += len(arrived)
             recommended = strategy.recommend()
             if recommended is not None:
                 run.calls.append(spent)
