@@ -10,6 +10,9 @@ from services.optimizer import store
 from services.optimizer.database import Database
 from services.scorer.cache import CachedAnswer
 
+WRITE_PAUSE_SECONDS = 0.02
+"""Nobody waits for an answer's line while others are handed over: a commit serves several."""
+
 
 class DatabaseCache:
     """Answers in the job database, so that a paid answer outlives the process."""
@@ -18,7 +21,9 @@ class DatabaseCache:
         self._database = database
         self._ttl_seconds = ttl_seconds
         self._reads: Gathered[None, Any] = Gathered(self._read)
-        self._writes: Gathered[dict[str, Any], None] = Gathered(self._write)
+        self._writes: Gathered[dict[str, Any], None] = Gathered(
+            self._write, pause_seconds=WRITE_PAUSE_SECONDS
+        )
 
     async def get(self, key: str) -> CachedAnswer | None:
         """Return a stored answer."""

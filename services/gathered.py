@@ -11,10 +11,19 @@ Got = TypeVar("Got")
 
 
 class Gathered(Generic[Sent, Got]):
-    """Asks of many callers, carried out together by a thread; who comes meanwhile is next."""
+    """Asks of many callers, carried out together by a thread; who comes meanwhile is next.
 
-    def __init__(self, work: Callable[[Mapping[str, Sent]], Mapping[str, Got]]) -> None:
+    `pause_seconds`: how long an ask waits for others, where its caller can spare the time.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Mapping[str, Sent]], Mapping[str, Got]],
+        *,
+        pause_seconds: float = 0.0,
+    ) -> None:
         self._work = work
+        self._pause_seconds = pause_seconds
         self._waiting: dict[str, tuple[Sent, asyncio.Future[Got | None]]] = {}
         self._lock = asyncio.Lock()
 
@@ -34,6 +43,8 @@ class Gathered(Generic[Sent, Got]):
         async with self._lock:
             if answered.done():
                 return
+            if self._pause_seconds:
+                await asyncio.sleep(self._pause_seconds)
             batch, self._waiting = self._waiting, {}
             try:
                 found = await asyncio.to_thread(

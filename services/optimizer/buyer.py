@@ -1,7 +1,8 @@
 """Buy evaluations: hand examples to the scorer, a bounded number at a time, and store each answer.
 
-At most `in_flight` examples are handed over at any moment, each under a reservation that was
-committed before; what a crash can repeat is therefore at most the calls in flight.
+Half as many examples again as the target takes at once are handed over at any moment, each under a
+reservation that was committed before; a crash leaves at most those in doubt, and can repeat at most
+the calls in flight.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from instructzero.contracts import (
     ScoreCondition,
@@ -33,6 +33,7 @@ from services.optimizer import meters
 from services.optimizer.failpoints import fail_point
 from services.optimizer.jobs import Cost, worst_call
 from services.optimizer.ledger import Handover, Ledger
+from services.optimizer.orders import Bought, Chunk, Order
 from services.optimizer.results import Answered
 from services.optimizer.state import JobState
 
@@ -58,33 +59,6 @@ class Scorer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Order:
-    """What to buy: (arm, example) pairs of one split, for one step, leaving `keep` unspent."""
-
-    step: int
-    split: str
-    pairs: Sequence[tuple[int, int]]
-    keep: Cost = field(default_factory=Cost)
-
-
-@dataclass(eq=False)
-class Chunk:
-    """Examples of one arm that are handed over together; each in `left` holds a slot."""
-
-    order: Order
-    arm: int
-    left: list[int]
-
-
-class Bought(NamedTuple):
-    """A line on its way to the database; `example` is None if it will be handed over again."""
-
-    stored: asyncio.Future[bool]
-    line: ScoreLine
-    example: int | None
-
-
 class Buyer:
     """Buys evaluations for one claimed job."""
 
@@ -100,7 +74,7 @@ class Buyer:
         self._ledger = ledger
         self._scorer = scorer
         self._may_go_on = may_go_on
-        self._slots = asyncio.Semaphore(state.in_flight)
+        self._slots = asyncio.Semaphore(state.handed_over)
         self._chunk_size = max(1, min(LARGEST_CHUNK, state.in_flight // 2))
         self._entrance = asyncio.Lock()
         self._denied: set[int] = set()
@@ -121,7 +95,8 @@ class Buyer:
         self._last_success = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group, self._entrance:  # earlier orders first
-                for chunk in self._chunks(order):
+                missing = self._state.missing(order.pairs, order.split)
+                for chunk in order.chunks(missing, self._chunk_size):
                     while chunk.left:
                         n = await self._take_slots(len(chunk.left))
                         part = Chunk(order, chunk.arm, chunk.left[:n])
@@ -131,21 +106,12 @@ class Buyer:
                         break
         except* Exception as errors:
             raise first_error(errors) from errors
+        if self._refusal is not None:  # by now what was in flight is stored
+            raise self._refusal
 
     def _may_buy(self, order: Order) -> bool:
-        return order.step not in self._denied and self._may_go_on()
-
-    def _chunks(self, order: Order) -> list[Chunk]:
-        """Return chunks of at most a few examples each, arms in the order decided."""
-        open_chunks: dict[int, Chunk] = {}
-        chunks: list[Chunk] = []
-        for arm, example in self._state.missing(order.pairs, order.split):
-            chunk = open_chunks.get(arm)
-            if chunk is None or len(chunk.left) >= self._chunk_size:
-                chunk = open_chunks[arm] = Chunk(order, arm, [])
-                chunks.append(chunk)
-            chunk.left.append(example)
-        return chunks
+        is_open = self._refusal is None and order.step not in self._denied
+        return is_open and self._may_go_on()
 
     async def _take_slots(self, n: int) -> int:
         """Take up to `n` slots, as many as are free; waits until a few are."""
@@ -196,18 +162,25 @@ class Buyer:
             worst = worst.at_least(
                 worst_call(state.spec, state.connections, text, examples[number])
             )
-        return await self._ledger.reserve(
+        wanted = len(chunk.left)
+        keep = Cost() if order.is_check else state.keep
+        if order.is_check:  # before the ledger is asked: what it is asked next keeps less
+            state.n_checking += wanted
+        handover = await self._ledger.reserve(
             step=order.step,
             arm=chunk.arm,
-            wanted=len(chunk.left),
+            wanted=wanted,
             one=worst.times(state.calls_each),
-            keep=order.keep,
+            keep=keep,
         )
+        if order.is_check:
+            state.n_checking -= wanted - (handover.n if handover else 0)
+        return handover
 
     async def _hand_over(self, chunk: Chunk, handover: Handover) -> None:
         """Hand over as many examples as were granted; those that are answered leave the chunk."""
         fail_point("sent")
-        if not self._may_go_on():  # asked to stop, or frozen for longer than the lease, meanwhile
+        if not self._may_buy(chunk.order):  # refused, asked to stop, or frozen, meanwhile
             await self._ledger.close(handover)
             return
         request = self._request(chunk, handover)
@@ -238,11 +211,13 @@ class Buyer:
                     if await asyncio.shield(one.stored):
                         meters.note_evaluation(one.line)
                     self._settle(chunk, one)
+                answered = [one for one in bought if one.example is not None]
+                self._give_slots(sum(not one.line.calls for one in answered))
+                if chunk.order.is_check:
+                    self._state.n_checking -= handover.n - len(answered)
             finally:
                 self._n_open -= 1
                 self._closed.set()
-        if self._refusal is not None:
-            raise self._refusal
 
     def _request(self, chunk: Chunk, handover: Handover) -> ScoreRequest:
         spec = self._state.spec
@@ -265,10 +240,11 @@ class Buyer:
         )
 
     def _take(self, chunk: Chunk, handover: Handover, line: ScoreLine) -> Bought:
-        """Have one line stored; the slot of an example that is answered is free at once.
+        """Have one line stored; the slot of an example that was bought is free at once.
 
-        What is reserved next is committed after it, or together with it: at no moment does the
-        ledger hold more unanswered examples than there are slots.
+        What is reserved next is committed after it, or together with it, and an answer that took no
+        call keeps its slot until the handover ends, as its call stays reserved: at no moment does
+        the ledger hold more unanswered examples than there are slots.
         """
         error = line.error
         if error is not None and error.stops_job:
@@ -281,7 +257,8 @@ class Buyer:
             handover, line, step=order.step, split=order.split, arm=chunk.arm, example=number
         )
         chunk.left.remove(number)
-        self._give_slots(1)
+        if line.calls:
+            self._give_slots(1)
         return Bought(stored, line, number)
 
     def _settle(self, chunk: Chunk, bought: Bought) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,16 +12,48 @@ from pydantic import JsonValue
 
 from instructzero.contracts import Comparison, JobStatus, Result, StatusReason, Surrogate, Usage
 from services.optimizer import meters, store
-from services.optimizer.buyer import Order
 from services.optimizer.failpoints import fail_point
+from services.optimizer.orders import Order
 from services.optimizer.results import Answers, compare, digest, entry
-from services.optimizer.state import JobState, Step
+from services.optimizer.state import JobState
+from services.optimizer.steps import Step
 from services.optimizer.tables import ALGO_VERSION, JobRow
 
 if TYPE_CHECKING:
     from services.optimizer.loop import JobRun
 
 BLOCK = 8
+
+
+async def begin(run: JobRun, group: asyncio.TaskGroup) -> None:
+    """Begin the final check while the last answers of the search are still to come.
+
+    The baseline is measured whoever wins, so its first examples can be bought at once: as many as
+    are handed over at a time. More would leave it measured on more examples than the winner where
+    the money ends early.
+    """
+    if run.early_check is not None:
+        return
+    step = next((step for step in run.state.steps if step.kind == "baseline"), None)
+    if step is None:
+        step = await _decide_baseline(run)
+    if step is not None:
+        order = Order(step.number, "test", step.pairs)
+        run.early_check = group.create_task(run.buyer.buy(order))
+
+
+async def _decide_baseline(run: JobRun) -> Step | None:
+    state = run.state
+    arm = _baseline(state)
+    if "baseline" not in state.plan.arms or arm is None:
+        return None
+    n_examples = min(state.plan.n_examples, state.handed_over)
+    pairs = [[arm, number] for number in test_order(state)[:n_examples]]
+    return await _journal(run, "baseline", {"evaluations": pairs})
+
+
+def _baseline(state: JobState) -> int | None:
+    return next((arm.n for arm in state.arms if arm.source == "baseline"), None)
 
 
 async def measure_winner(run: JobRun) -> None:
@@ -35,8 +68,19 @@ async def measure_winner(run: JobRun) -> None:
     examples: list[int] = step.content["examples"]
     blocks = [examples[start : start + BLOCK] for start in range(0, len(examples), BLOCK)]
     pairs = [(arm, number) for block in blocks for arm in numbers for number in block]
+    if run.early_check is not None:
+        early = {pair for one in run.state.steps if one.kind == "baseline" for pair in one.pairs}
+        others = [pair for pair in pairs if pair not in early]
+        await run.buyer.buy(Order(step.number, "test", others))
+        await run.early_check
     await run.buyer.buy(Order(step.number, "test", pairs))
     run.permission.check_interruption()
+    for one in run.state.steps:
+        if not one.is_done:
+            await _finish_step(run, one)
+
+
+async def _finish_step(run: JobRun, step: Step) -> None:
     await store.transact(
         run.deps.database.writes,
         lambda s: store.finish_step(s, run.claim, step=step.number, best=None),
@@ -51,7 +95,7 @@ async def _decide(run: JobRun) -> Step:
     arms: dict[str, int] = {}
     if winner is not None:
         arms["winner"] = winner.arm
-        baseline = next((arm.n for arm in state.arms if arm.source == "baseline"), None)
+        baseline = _baseline(state)
         if "baseline" in state.plan.arms and baseline is not None:
             arms["baseline"] = baseline
         if "empty" in state.plan.arms:
@@ -62,12 +106,17 @@ async def _decide(run: JobRun) -> Step:
         "examples": test_order(state)[: state.plan.n_examples] if arms else [],
         "stop_reason": run.stop_reason,
     }
-    number = len(state.steps)
     state.learned = replace(
         state.learned,
-        final_from=state.n_settled(),
+        final_from=state.n_searched(),
         final_evaluations=len(set(content["arms"].values())) * len(content["examples"]),
     )
+    return await _journal(run, "final", content)
+
+
+async def _journal(run: JobRun, kind: str, content: dict[str, Any]) -> Step:
+    state = run.state
+    number = len(state.steps)
     fail_point("decided")
     await store.transact(
         run.deps.database.writes,
@@ -75,7 +124,7 @@ async def _decide(run: JobRun) -> Step:
             session,
             run.claim,
             step=number,
-            kind="final",
+            kind=kind,
             decision=content,
             snapshot=None,
             new_trials=(),
@@ -83,7 +132,7 @@ async def _decide(run: JobRun) -> Step:
         ),
     )
     fail_point("journaled")
-    step = Step(number, "final", content)
+    step = Step(number, kind, content)
     state.steps.append(step)
     return step
 

@@ -1,7 +1,8 @@
 """The ledger of paid calls: reserve before, record after, never beyond the budget.
 
 Many calls are in flight at once, so writes are gathered: while one fenced transaction is committed,
-in a thread, the next one fills. Writes are committed in the order they were made.
+in a thread, the next one fills. An answer for which nobody waits yet is committed with the next
+write that somebody waits for, or a moment later. Writes are committed in the order they were made.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Table, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructzero.contracts import JobSpec, JobStatus, ScoreLine
@@ -72,6 +71,8 @@ class Transaction:
 
 
 Apply = Callable[[Transaction], Any]
+LONGEST_PAUSE_SECONDS = 0.05
+"""After this an answer is committed even if nothing else is."""
 
 
 @dataclass(eq=False)
@@ -108,6 +109,8 @@ class Ledger:
         self._lines: Counter[int] = Counter()
         self._waiting: list[_Write] = []
         self._committing: asyncio.Task[None] | None = None
+        self._is_urgent = False
+        self._pause: asyncio.TimerHandle | None = None
         self._signals = signals
         self.spent = Cost()
 
@@ -198,7 +201,7 @@ class Ledger:
             self._charge(tx, handover, line, number)
             return True
 
-        return self._write(_Write(apply, handover.number, evaluation))
+        return self._write(_Write(apply, handover.number, evaluation), can_wait=True)
 
     def charge_failure(self, handover: Handover, line: ScoreLine) -> asyncio.Future[bool]:
         """Charge the calls of an example that will be handed over again; like `record`."""
@@ -208,7 +211,7 @@ class Ledger:
             self._charge(tx, handover, line, number)
             return False
 
-        return self._write(_Write(apply, handover.number))
+        return self._write(_Write(apply, handover.number), can_wait=True)
 
     def _next_line(self, handover: Handover) -> int:
         self._lines[handover.number] += 1
@@ -221,7 +224,7 @@ class Ledger:
         if held is None or held.state != "sent":
             raise LeaseLost(f"job {self._claim.job_id}: handover {handover.number} was closed")
         held.n_lines = number
-        held.used_calls += line.calls
+        store.use_calls(row, held, line.calls)
         row.calls += line.calls
         row.failed_calls += line.failed_calls
         if not line.cached:
@@ -258,16 +261,29 @@ class Ledger:
         committed: JobRow = await asyncio.shield(self._write(_Write(lambda tx: tx.row)))
         return committed
 
-    def _write(self, write: _Write) -> asyncio.Future[Any]:
+    def _write(self, write: _Write, *, can_wait: bool = False) -> asyncio.Future[Any]:
         self._waiting.append(write)
-        if self._committing is None:
-            self._committing = asyncio.create_task(self._commit())
+        if not can_wait:
+            self._hurry()
+        elif self._pause is None:
+            loop = asyncio.get_running_loop()
+            self._pause = loop.call_later(LONGEST_PAUSE_SECONDS, self._hurry)
         return write.done
 
+    def _hurry(self) -> None:
+        """Have all that waits committed now."""
+        self._is_urgent = True
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit())
+
     async def _commit(self) -> None:
-        """Commit what waits, in the order written, until nothing does."""
+        """Commit what waits, in the order written, until nothing urgent does."""
         try:
-            while self._waiting:
+            while self._is_urgent:
+                self._is_urgent = False
                 batch, self._waiting = self._waiting, []
                 await self._commit_batch(batch)
         finally:
@@ -298,7 +314,7 @@ class Ledger:
             session,
             row,
             self._handovers(session, numbers),
-            store_evaluations(session, evaluations),
+            store.add_evaluations(session, evaluations),
         )
         results = [write.apply(tx) for write in batch]
         self._signals.cancel_requested = row.cancel_requested
@@ -323,22 +339,3 @@ def _closing(number: int, *, is_in_doubt: bool) -> Apply:
         return 0 if held is None else store.close_handover(tx.row, held, is_in_doubt=is_in_doubt)
 
     return apply
-
-
-def store_evaluations(
-    session: Session, evaluations: Sequence[Mapping[str, Any]]
-) -> frozenset[tuple[str, int, int]]:
-    """Insert those that are not there yet; return their (split, arm, example)."""
-    if not evaluations:
-        return frozenset()
-    table = EvaluationRow.__table__
-    assert isinstance(table, Table)  # noqa: S101 - a mapped class has one
-    is_postgres = session.get_bind().dialect.name == "postgresql"
-    insert = postgresql_insert if is_postgres else sqlite_insert
-    stored = session.execute(
-        insert(table)
-        .on_conflict_do_nothing()
-        .returning(table.c.split, table.c.arm, table.c.example),
-        [dict(evaluation) for evaluation in evaluations],
-    )
-    return frozenset((split, arm, example) for split, arm, example in stored)

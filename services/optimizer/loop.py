@@ -17,26 +17,21 @@ from instructzero.errors import (
     UnknownTarget,
 )
 from services.optimizer import final, meters, store
-from services.optimizer.buyer import Buyer, Order, Scorer, first_error
+from services.optimizer.buyer import Buyer, Scorer, first_error
 from services.optimizer.database import Database
 from services.optimizer.endings import exhausted, why_nothing
 from services.optimizer.failpoints import fail_point
 from services.optimizer.jobs import Connections
 from services.optimizer.ledger import Ledger, Signals
 from services.optimizer.meters import timed
+from services.optimizer.orders import Order
 from services.optimizer.permission import Interrupted, Permission
 from services.optimizer.results import leader
 from services.optimizer.search import make_strategy
 from services.optimizer.search.strategy import Decision, Room, Strategy
 from services.optimizer.settings import Settings
-from services.optimizer.state import (
-    STEPS_AT_ONCE,
-    JobState,
-    Step,
-    decision_from_json,
-    decision_to_json,
-    given_arms,
-)
+from services.optimizer.state import STEPS_AT_ONCE, JobState, given_arms
+from services.optimizer.steps import Step, decision_from_json, decision_to_json
 from services.optimizer.store import Claim
 from services.optimizer.writer import Generator, Writer
 
@@ -74,11 +69,12 @@ class JobRun:
     buyer: Buyer
     writer: Writer
     stop_reason: str | None = None
+    early_check: asyncio.Task[None] | None = None
     learned_at: Moment = field(default_factory=lambda: Moment(0, time.monotonic()))
 
     def learn(self) -> dict[str, Any]:
         """Note how long a step took, and return what was learned of costs up to the one before."""
-        before, self.learned_at = self.learned_at, Moment(self.state.n_settled(), time.monotonic())
+        before, self.learned_at = self.learned_at, Moment(self.state.n_searched(), time.monotonic())
         self.state.learned = self.state.learned.after_step(
             self.learned_at.evaluations - before.evaluations,
             self.learned_at.seconds - before.seconds,
@@ -113,8 +109,7 @@ async def run_job(claim: Claim, deps: LoopDeps, signals: Signals) -> None:
     """
     run = await open_run(claim, deps, signals)
     try:
-        await search(run)
-        await final.measure_winner(run)
+        await spend(run)
         await final.finish(run, JobStatus.SUCCEEDED)
     except Interrupted as interruption:
         if interruption.to is JobStatus.CANCELLED:
@@ -177,7 +172,7 @@ async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
     )
     buyer = Buyer(state, ledger, deps.scorer, may_go_on=permission.may_buy)
     run = JobRun(claim, deps, state, ledger, strategy, permission, buyer, writer)
-    run.learned_at = Moment(state.n_settled(), time.monotonic())
+    run.learned_at = Moment(state.n_searched(), time.monotonic())
     return run
 
 
@@ -217,38 +212,47 @@ def _strategy(state: JobState) -> Strategy:
     return strategy
 
 
-async def search(run: JobRun) -> None:
+async def spend(run: JobRun) -> None:
+    """Search, then measure the winner."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            await search(run, group)
+            run.permission.check_interruption()
+            await final.measure_winner(run)
+    except* (InstructZeroError, Interrupted) as errors:
+        run.permission.check_interruption()
+        raise first_error(errors) from errors
+
+
+async def search(run: JobRun, group: asyncio.TaskGroup) -> None:
     """Ask, generate, score, tell: the next step is decided while the last one is carried out.
 
     Steps are told in order and each decision says how many it knew, so that nothing depends on
-    which answer came first.
+    which answer came first. With nothing more to ask the final check begins, whose first part needs
+    no winner: it fills what the last answers of the search leave free.
     """
     flying: deque[tuple[Step, asyncio.Task[None]]] = deque()
-    try:
-        async with asyncio.TaskGroup() as group:
 
-            def start(step: Step) -> None:
-                work = timed("carry_out", carry_out(run, step))
-                flying.append((step, group.create_task(work)))
+    def start(step: Step) -> None:
+        work = timed("carry_out", carry_out(run, step))
+        flying.append((step, group.create_task(work)))
 
-            for step in run.state.search_steps[run.state.n_told :]:
-                start(step)  # left unfinished by another runner
-            while not run.permission.is_interrupted():
-                is_free = len(flying) < run.steps_at_once
-                asked = await timed("ask", ask(run)) if is_free else None
-                if asked is not None:
-                    start(asked)
-                elif flying:
-                    step, work = flying.popleft()
-                    await work
-                    if not run.permission.is_interrupted():
-                        await timed("tell", tell(run, step))
-                else:  # nothing more to buy or to wait for
-                    break
-    except* InstructZeroError as errors:
-        run.permission.check_interruption()
-        raise first_error(errors) from errors
-    run.permission.check_interruption()
+    for step in run.state.search_steps[run.state.n_told :]:
+        start(step)  # left unfinished by another runner
+    while not run.permission.is_interrupted():
+        is_free = len(flying) < run.steps_at_once
+        asked = await timed("ask", ask(run)) if is_free else None
+        if asked is not None:
+            start(asked)
+        elif flying:
+            if is_free and not any(step.points for step, _ in flying):
+                await final.begin(run, group)
+            step, work = flying.popleft()
+            await work
+            if not run.permission.is_interrupted():
+                await timed("tell", tell(run, step))
+        else:  # nothing more to buy or to wait for
+            break
 
 
 async def ask(run: JobRun) -> Step | None:
@@ -308,7 +312,7 @@ async def _journal(run: JobRun, decision: Decision, room: Room) -> Step:
 
 async def carry_out(run: JobRun, step: Step) -> None:
     """Generate and score side by side; what is stored already is not done again."""
-    order = Order(step.number, "validation", step.pairs, run.state.keep)
+    order = Order(step.number, "validation", step.pairs)
     try:
         async with asyncio.TaskGroup() as group:  # no transaction is open here
             group.create_task(run.writer.write(step))

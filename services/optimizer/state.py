@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from instructzero.contracts import Example, JobSpec
 from instructzero.errors import JournalDamaged
@@ -24,13 +23,12 @@ from services.optimizer.results import Answered
 from services.optimizer.seals import SealedRow, is_intact
 from services.optimizer.search.report import FinalCheckPlan, plan_final_check
 from services.optimizer.search.strategy import (
-    Decision,
-    Evaluation,
     GeneratedText,
     Problem,
     Room,
     Scored,
 )
+from services.optimizer.steps import Step
 from services.optimizer.store import Journal
 from services.optimizer.tables import ArmRow, EvaluationRow, JobRow, PointRow, StepRow
 
@@ -51,61 +49,12 @@ class Arm:
 
 
 @dataclass
-class Step:
-    """A journaled decision and whether all of it was carried out."""
-
-    number: int
-    kind: str
-    content: Mapping[str, Any]
-    is_done: bool = False
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """The (arm, example) pairs to buy."""
-        return [(arm, example) for arm, example in self.content.get("evaluations", ())]
-
-    @property
-    def n_told(self) -> int:
-        """How many steps had been told when this one was decided."""
-        n_told: int = self.content.get("n_told", self.number)
-        return n_told
-
-    @property
-    def points(self) -> Sequence[Sequence[float]]:
-        """The latent points to turn into instructions."""
-        points: Sequence[Sequence[float]] = self.content.get("points", ())
-        return points
-
-
-def decision_to_json(decision: Decision, *, n_told: int) -> dict[str, Any]:
-    """Return the journal's form of a decision that was made knowing the first `n_told` steps."""
-    return {
-        "n_told": n_told,
-        "points": [list(point) for point in decision.points],
-        "evaluations": [[e.arm, e.example] for e in decision.evaluations],
-        "reason": decision.reason,
-        "point_notes": [dict(note) for note in decision.point_notes],
-        "memo": dict(decision.memo),
-    }
-
-
-def decision_from_json(content: Mapping[str, Any]) -> Decision:
-    """Read a journaled decision back, bit for bit."""
-    return Decision(
-        points=tuple(tuple(point) for point in content["points"]),
-        evaluations=tuple(Evaluation(arm, example) for arm, example in content["evaluations"]),
-        reason=content["reason"],
-        point_notes=tuple(content["point_notes"]),
-        memo=content["memo"],
-    )
-
-
-@dataclass
 class JobState:
     """The job in memory; every change to it was committed first.
 
     Attributes:
         is_cut_short: the budget or the time ended a step before all of it was bought.
+        n_checking: evaluations of the final check that are handed over or stored.
     """
 
     job_id: str
@@ -125,6 +74,7 @@ class JobState:
     told: Cost = field(default_factory=Cost)
     n_told: int = 0
     is_cut_short: bool = False
+    n_checking: int = 0
     bills: Bills = field(default_factory=Bills)
     learned: Learned = field(default_factory=Learned)
 
@@ -156,6 +106,7 @@ class JobState:
         self.points.extend(journal.points)
         for evaluation in journal.evaluations:
             self.add_evaluation(evaluation)
+        self.n_checking = self._n_settled("test")
         for step in self.search_steps:
             if step.is_done:
                 self.tell(step)
@@ -204,9 +155,15 @@ class JobState:
         return calls_per_evaluation(self.spec)
 
     @property
-    def keep(self) -> Cost:
-        """What the search must leave for the final check."""
+    def final_check(self) -> Cost:
+        """What the final check is to cost."""
         return self.typical.times(self.plan.reserved_calls * self.calls_each)
+
+    @property
+    def keep(self) -> Cost:
+        """What the search must leave for the final check, which may have begun."""
+        n_left = max(self.plan.reserved_calls - self.n_checking, 0)
+        return self.typical.times(n_left * self.calls_each)
 
     def average_call(self) -> Cost:
         """Return what a call costs on average: observed, or guessed before enough were made."""
@@ -231,9 +188,13 @@ class JobState:
         """Return the pairs that have no answer yet."""
         return [pair for pair in pairs if not self.is_bought(split, *pair)]
 
-    def n_settled(self) -> int:
-        """Number of evaluations that are stored, those without an answer included."""
-        return sum(map(len, self.answers.values())) + len(self.unanswerable)
+    def n_searched(self) -> int:
+        """Number of evaluations of the search that are stored, those without an answer included."""
+        return self._n_settled("validation")
+
+    def _n_settled(self, split: str) -> int:
+        answered = sum(len(found) for (of, _), found in self.answers.items() if of == split)
+        return answered + sum(of == split for of, _, _ in self.unanswerable)
 
     def decided_pairs(self) -> int:
         """Number of evaluations that the search has decided on."""
@@ -247,6 +208,15 @@ class JobState:
     def in_flight(self) -> int:
         """Calls that the target takes at once."""
         return int(str(self.connections.target.limits.get("in_flight") or 32))
+
+    @property
+    def handed_over(self) -> int:
+        """Evaluations that are with the scorer at once.
+
+        Half as many again as the target takes, so that the next call is always at hand there
+        (decision 0020).
+        """
+        return self.in_flight + self.in_flight // 2
 
     def problem(self) -> Problem:
         """Return what the strategy may know of the job."""
@@ -279,12 +249,12 @@ class JobState:
         used = self.told.plus(average.times(n_flying * self.calls_each))
         if budget.calls is not None:
             planned = self.decided_pairs() * self.calls_each
-            bounds.append(budget.calls - self.keep.calls - planned - wasted)
+            bounds.append(budget.calls - self.final_check.calls - planned - wasted)
         if budget.tokens is not None:
-            left = budget.tokens - self.keep.tokens - used.tokens - row.in_doubt_tokens
+            left = budget.tokens - self.final_check.tokens - used.tokens - row.in_doubt_tokens
             bounds.append(left // average.tokens)
         if budget.usd is not None and average.usd > 0:
-            cash = budget.usd - self.keep.usd - used.usd - row.in_doubt_usd
+            cash = budget.usd - self.final_check.usd - used.usd - row.in_doubt_usd
             bounds.append(int(cash / average.usd))
         calls = max(min(bounds) // self.calls_each, 0) if bounds else None
         trials = None if budget.trials is None else budget.trials - self.trials_decided()

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Select, Table, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -32,7 +32,7 @@ from tenacity import (
 from instructzero.contracts import JobSpec, JobStatus, StatusReason
 from instructzero.errors import LeaseLost, StoreUnavailable
 from services.optimizer.database import BlockingSessionMaker, SessionMaker
-from services.optimizer.jobs import NEXT
+from services.optimizer.jobs import NEXT, Cost
 from services.optimizer.seals import sealed
 from services.optimizer.tables import (
     AnswerRow,
@@ -239,6 +239,8 @@ async def charge_calls_in_doubt(session: AsyncSession, claim: Claim) -> int:
     calls = 0
     for handover in (await session.scalars(query)).all():
         calls += close_handover(row, handover, is_in_doubt=True)
+    row.reserved_calls = row.reserved_tokens = 0  # no handover is open
+    row.reserved_usd = 0.0
     if calls:
         await add_event(session, row, "calls_in_doubt", {"calls": calls})
     return calls
@@ -248,19 +250,59 @@ def close_handover(row: JobRow, handover: HandoverRow, *, is_in_doubt: bool) -> 
     """Give a reservation back, or charge what is left of it; return the calls in doubt."""
     if handover.state != "sent":
         return 0
+    left = still_reserved(handover)
+    _release(row, left)
+    handover.state = "in_doubt" if is_in_doubt and left.calls else "done"
+    if not is_in_doubt or not left.calls:
+        return 0
+    row.calls += left.calls
+    row.in_doubt_calls += left.calls
+    row.in_doubt_tokens += left.tokens
+    row.in_doubt_usd += left.usd
+    return left.calls
+
+
+def use_calls(row: JobRow, handover: HandoverRow, calls: int) -> None:
+    """Take calls that are accounted for out of the reservation they were made under."""
+    before = still_reserved(handover)
+    handover.used_calls += calls
+    after = still_reserved(handover)
+    _release(
+        row,
+        Cost(before.calls - after.calls, before.tokens - after.tokens, before.usd - after.usd),
+    )
+
+
+def still_reserved(handover: HandoverRow) -> Cost:
+    """Return what an open handover may still cost: the share of its calls that is not used."""
     left = max(handover.reserved_calls - handover.used_calls, 0)
     share = left / handover.reserved_calls if handover.reserved_calls else 0.0
-    row.reserved_calls -= handover.reserved_calls
-    row.reserved_tokens -= handover.reserved_tokens
-    row.reserved_usd = max(row.reserved_usd - handover.reserved_usd, 0.0)
-    handover.state = "in_doubt" if is_in_doubt and left else "done"
-    if not is_in_doubt or not left:
-        return 0
-    row.calls += left
-    row.in_doubt_calls += left
-    row.in_doubt_tokens += round(handover.reserved_tokens * share)
-    row.in_doubt_usd += handover.reserved_usd * share
-    return left
+    return Cost(left, round(handover.reserved_tokens * share), handover.reserved_usd * share)
+
+
+def _release(row: JobRow, cost: Cost) -> None:
+    row.reserved_calls -= cost.calls
+    row.reserved_tokens -= cost.tokens
+    row.reserved_usd = max(row.reserved_usd - cost.usd, 0.0)
+
+
+def add_evaluations(
+    session: Session, evaluations: Sequence[Mapping[str, Any]]
+) -> frozenset[tuple[str, int, int]]:
+    """Insert those that are not there yet; return their (split, arm, example)."""
+    if not evaluations:
+        return frozenset()
+    table = EvaluationRow.__table__
+    assert isinstance(table, Table)  # noqa: S101 - a mapped class has one
+    is_postgres = session.get_bind().dialect.name == "postgresql"
+    insert = postgresql_insert if is_postgres else sqlite_insert
+    stored = session.execute(
+        insert(table)
+        .on_conflict_do_nothing()
+        .returning(table.c.split, table.c.arm, table.c.example),
+        [dict(evaluation) for evaluation in evaluations],
+    )
+    return frozenset((split, arm, example) for split, arm, example in stored)
 
 
 async def add_given_arms(

@@ -206,7 +206,7 @@ class IdempotencyRow(Base):
 class StepRow(Base):
     """One journaled decision, written before anything depends on it.
 
-    `kind` is `search` or `final`; `checksum` is the SHA-256 of the canonical decision.
+    `kind` is `search`, `baseline` or `final`; `checksum` is the SHA-256 of the canonical decision.
     """
 
     __tablename__ = "steps"

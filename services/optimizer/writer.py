@@ -30,7 +30,8 @@ from services.optimizer import store
 from services.optimizer.database import Database
 from services.optimizer.failpoints import fail_point
 from services.optimizer.ledger import Ledger
-from services.optimizer.state import JobState, Step
+from services.optimizer.state import JobState
+from services.optimizer.steps import Step
 from services.optimizer.store import Claim
 from services.optimizer.tables import ArmRow, PointRow
 

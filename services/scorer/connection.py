@@ -79,6 +79,8 @@ class Connection:
             timeout=config.timeout_seconds,
             http_client=self._http,
         )
+        # unless set, each of the first calls starts a thread to find it out; the transport drops it
+        sdk._platform = "Unknown"
         self._post = sdk.post
         self._models = sdk.models.with_raw_response.list
         self.body = config.body()

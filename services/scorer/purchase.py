@@ -101,6 +101,9 @@ class Counter:
     settings: Settings
     guess: TokenGuess = field(default_factory=TokenGuess)
     jitter: random.Random = field(default_factory=random.Random)
+    refusal: ScoreError | None = None
+    """The last answer that no call can mend (a wrong key, no quota left): a new object each time,
+    so that whoever waited for a permit meanwhile knows it, and sends nothing."""
 
     async def buy(
         self, order: Order, bill: Bill, messages: Sequence[Message]
@@ -140,8 +143,11 @@ class Counter:
             self.breaker.record(entry, None)
             return order.stop or NO_BUDGET
         is_sent, is_up = False, None
+        refusal = self.refusal
         try:
             permit = await self._permit(order, messages)
+            if self.refusal is not refusal:
+                order.stop = self.refusal
             if order.stop is not None or (entry is Entry.CLOSED and self.breaker.is_open):
                 self.limiter.settle(permit, Feedback(token_difference=-permit.tokens))
                 return order.stop
@@ -185,7 +191,7 @@ class Counter:
             self._measure(attempt)
             feedback = self._feedback(permit, attempt)
             if isinstance(outcome, Failure) and outcome.kind is Kind.STOPS_JOB:
-                order.stop = outcome.as_error()  # before the slot is free for another example
+                self.refusal = order.stop = outcome.as_error()  # before the slot is free
         finally:
             settling = self.limiter.settle(permit, feedback)
         if isinstance(outcome, Failure):  # the next permit must know of the cool-down
