@@ -29,7 +29,7 @@ from sqlalchemy import insert, text
 from benchmarks.record import record
 from services.optimizer import claims, store
 from services.optimizer.database import Database, open_database
-from services.optimizer.loop import LoopDeps
+from services.optimizer.job_run import LoopDeps
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
 from services.optimizer.tables import JobRow

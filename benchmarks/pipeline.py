@@ -41,7 +41,7 @@ from services.answer_store import DatabaseCache
 from services.optimizer.buyer import Scorer
 from services.optimizer.clients import HttpScorer
 from services.optimizer.database import Database, migrate, open_database
-from services.optimizer.loop import LoopDeps
+from services.optimizer.job_run import LoopDeps
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
 from services.optimizer.tables import JobRow

@@ -28,7 +28,7 @@ from services.optimizer.buyer import Scorer
 from services.optimizer.clients import HttpGenerator, HttpScorer
 from services.optimizer.database import Database, ensure_schema, open_database, sqlite_path
 from services.optimizer.intake import ApiDeps
-from services.optimizer.loop import LoopDeps
+from services.optimizer.job_run import LoopDeps
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
 from services.optimizer.writer import Generator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from services.optimizer.search.strategy import Room
 
 if TYPE_CHECKING:
-    from services.optimizer.loop import JobRun
+    from services.optimizer.job_run import JobRun
 
 
 def exhausted(run: JobRun) -> str:

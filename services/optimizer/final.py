@@ -20,7 +20,7 @@ from services.optimizer.steps import Step
 from services.optimizer.tables import ALGO_VERSION, JobRow
 
 if TYPE_CHECKING:
-    from services.optimizer.loop import JobRun
+    from services.optimizer.job_run import JobRun
 
 BLOCK = 8
 

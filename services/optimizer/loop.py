@@ -3,101 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
 
-from instructzero.contracts import JobSpec, JobStatus, StatusReason, StrategyName
-from instructzero.errors import (
-    GeneratorUnavailable,
-    InstructZeroError,
-    JobStopped,
-    UnknownTarget,
-)
+from instructzero.contracts import JobStatus, StatusReason
+from instructzero.errors import GeneratorUnavailable, InstructZeroError, JobStopped
 from services.optimizer import final, meters, store
-from services.optimizer.buyer import Buyer, Scorer, first_error
-from services.optimizer.database import Database
+from services.optimizer.buyer import first_error
 from services.optimizer.endings import exhausted, why_nothing
 from services.optimizer.failpoints import fail_point
-from services.optimizer.jobs import Connections
-from services.optimizer.ledger import Ledger, Signals
+from services.optimizer.job_run import JobRun, LoopDeps, open_run
+from services.optimizer.ledger import Signals
 from services.optimizer.meters import timed
 from services.optimizer.orders import Order
-from services.optimizer.permission import Interrupted, Permission
+from services.optimizer.permission import Interrupted
 from services.optimizer.results import leader
-from services.optimizer.search import make_strategy
-from services.optimizer.search.strategy import Decision, Room, Strategy
-from services.optimizer.settings import Settings
-from services.optimizer.state import STEPS_AT_ONCE, JobState, given_arms
-from services.optimizer.steps import Step, decision_from_json, decision_to_json
+from services.optimizer.search.strategy import Decision, Room
+from services.optimizer.steps import Step, decision_to_json
 from services.optimizer.store import Claim
-from services.optimizer.writer import Generator, Writer
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LoopDeps:
-    """What the loop works with; the composition root chooses the adapters."""
-
-    database: Database
-    generator: Generator
-    scorer: Scorer
-    settings: Settings
-    one_ask: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-class Moment(NamedTuple):
-    """How many evaluations there were at a moment of this process's clock."""
-
-    evaluations: int
-    seconds: float
-
-
-@dataclass
-class JobRun:
-    """One claimed job while it runs."""
-
-    claim: Claim
-    deps: LoopDeps
-    state: JobState
-    ledger: Ledger
-    strategy: Strategy
-    permission: Permission
-    buyer: Buyer
-    writer: Writer
-    stop_reason: str | None = None
-    early_check: asyncio.Task[None] | None = None
-    learned_at: Moment = field(default_factory=lambda: Moment(0, time.monotonic()))
-
-    def learn(self) -> dict[str, Any]:
-        """Note how long a step took, and return what was learned of costs up to the one before."""
-        before, self.learned_at = self.learned_at, Moment(self.state.n_searched(), time.monotonic())
-        self.state.learned = self.state.learned.after_step(
-            self.learned_at.evaluations - before.evaluations,
-            self.learned_at.seconds - before.seconds,
-            self.state.bills,
-        )
-        return self.state.learned.content()
-
-    @property
-    def steps_at_once(self) -> int:
-        """Steps that are carried out side by side; the paper's method knows all of the last one."""
-        return 1 if self.claim.spec.strategy.name is StrategyName.INSTRUCTZERO else STEPS_AT_ONCE
-
-    async def think(self, work: Callable[[], T]) -> T:
-        """Let the strategy compute in a thread, one job of this process at a time.
-
-        How many threads linear algebra takes is set for the whole process (`one_thread`). Shielded:
-        a thread that still computes must keep others out.
-        """
-        return await asyncio.shield(asyncio.ensure_future(self._think(work)))
-
-    async def _think(self, work: Callable[[], T]) -> T:
-        async with self.deps.one_ask:
-            return await asyncio.to_thread(work)
 
 
 async def run_job(claim: Claim, deps: LoopDeps, signals: Signals) -> None:
@@ -140,78 +62,6 @@ async def leave(
     meters.LEFT.labels(to).inc()
 
 
-async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
-    """Rebuild everything the job knows from the database."""
-    connections = await find_connections(claim.spec, deps.scorer)
-    state = JobState.open(claim.job_id, claim.spec, connections)
-    writes = deps.database.writes
-    meters.IN_DOUBT.inc(
-        await store.transact(writes, lambda s: store.charge_calls_in_doubt(s, claim))
-    )
-    fail_point("recovered")
-    await store.transact(writes, lambda s: store.add_given_arms(s, claim, given_arms(claim.spec)))
-    journal = await store.transact(
-        deps.database.reads, lambda s: store.load_journal(s, claim.job_id)
-    )
-    state.load(journal)
-    ledger = Ledger(deps.database, claim, signals, next_handover=journal.next_handover)
-    used = await store.transact(
-        deps.database.reads, lambda s: store.seconds_since_start(s, claim.job_id)
-    )
-    permission = Permission.open(claim.spec, signals, used)
-    strategy = await asyncio.to_thread(_strategy, state)
-    writer = Writer(
-        state,
-        ledger,
-        deps.generator,
-        deps.database,
-        claim,
-        batch=deps.settings.generator_batch,
-        patience_seconds=deps.settings.generator_patience_seconds,
-        may_go_on=permission.may_write,
-    )
-    buyer = Buyer(state, ledger, deps.scorer, may_go_on=permission.may_buy)
-    run = JobRun(claim, deps, state, ledger, strategy, permission, buyer, writer)
-    run.learned_at = Moment(state.n_searched(), time.monotonic())
-    return run
-
-
-async def find_connections(spec: JobSpec, scorer: Scorer) -> Connections:
-    """Return what the job calls.
-
-    Raises:
-        JobStopped: it is not registered any more.
-    """
-    known = {target.name: target for target in await scorer.targets()}
-    try:
-        return Connections.of(spec, known)
-    except KeyError as error:
-        name = error.args[0]
-        raise JobStopped(
-            f"no target named {name} is registered; register it again and submit a new job",
-            reason=UnknownTarget.code,
-        ) from error
-
-
-def _strategy(state: JobState) -> Strategy:
-    """Return the strategy as it stands after everything that was decided and told."""
-    spec = state.spec.strategy
-    strategy = make_strategy(spec.name, state.problem(), spec.options)
-    n_told = 0
-
-    def tell_up_to(n_steps: int) -> None:
-        nonlocal n_told
-        for step in state.search_steps[n_told:n_steps]:
-            strategy.observe(state.texts_of(step), state.scores_of(step))
-        n_told = max(n_told, n_steps)
-
-    for step in state.search_steps:
-        tell_up_to(step.n_told)
-        strategy.decided(decision_from_json(step.content))
-    tell_up_to(state.n_told)
-    return strategy
-
-
 async def spend(run: JobRun) -> None:
     """Search, then measure the winner."""
     try:
@@ -228,12 +78,14 @@ async def search(run: JobRun, group: asyncio.TaskGroup) -> None:
     """Ask, generate, score, tell: the next step is decided while the last one is carried out.
 
     Steps are told in order and each decision says how many it knew, so that nothing depends on
-    which answer came first. With nothing more to ask the final check begins, whose first part needs
-    no winner: it fills what the last answers of the search leave free.
+    which answer came first; texts are known as soon as they are written, in order too. With nothing
+    more to ask the final check begins, whose first part needs no winner: it fills what the last
+    answers of the search leave free.
     """
     flying: deque[tuple[Step, asyncio.Task[None]]] = deque()
 
     def start(step: Step) -> None:
+        run.writing[step.number] = group.create_task(write(run, step))
         work = timed("carry_out", carry_out(run, step))
         flying.append((step, group.create_task(work)))
 
@@ -245,7 +97,7 @@ async def search(run: JobRun, group: asyncio.TaskGroup) -> None:
         if asked is not None:
             start(asked)
         elif flying:
-            if is_free and not any(step.points for step, _ in flying):
+            if is_free:
                 await final.begin(run, group)
             step, work = flying.popleft()
             await work
@@ -268,12 +120,26 @@ async def ask(run: JobRun) -> Step | None:
     if room.calls == 0 or run.permission.is_late() or run.state.is_cut_short:
         run.stop_reason = exhausted(run)
         return None
+    await read(run)
+    if run.permission.is_interrupted():
+        return None
     decision = await run.think(lambda: run.strategy.propose(room))
     if decision is None:
         run.stop_reason = why_nothing(run, room)
         return None
     meters.note_proposals(decision.point_notes, row.best)
     return await _journal(run, decision, room)
+
+
+async def read(run: JobRun) -> None:
+    """Wait until the texts of all steps are written, and let the strategy know them."""
+    for step in run.state.search_steps[run.n_read :]:
+        if step.number in run.writing:
+            await run.writing[step.number]
+        if run.permission.is_interrupted():
+            return
+        run.strategy.observe(run.state.texts_of(step), ())
+        run.n_read += 1
 
 
 async def _journal(run: JobRun, decision: Decision, room: Room) -> Step:
@@ -310,22 +176,29 @@ async def _journal(run: JobRun, decision: Decision, room: Room) -> Step:
     return step
 
 
-async def carry_out(run: JobRun, step: Step) -> None:
-    """Generate and score side by side; what is stored already is not done again."""
-    order = Order(step.number, "validation", step.pairs)
+async def write(run: JobRun, step: Step) -> None:
+    """Generate a step's texts; what is stored already is not written again."""
     try:
-        async with asyncio.TaskGroup() as group:  # no transaction is open here
-            group.create_task(run.writer.write(step))
-            group.create_task(run.buyer.buy(order))
-    except* InstructZeroError as errors:
+        await run.writer.write(step)
+    except InstructZeroError:
         if not run.permission.is_interrupted():
-            raise first_error(errors) from errors
+            raise
+
+
+async def carry_out(run: JobRun, step: Step) -> None:
+    """Buy a step's answers, and see its texts written; no transaction is open here."""
+    try:
+        await run.buyer.buy(Order(step.number, "validation", step.pairs))
+    except InstructZeroError:
+        if not run.permission.is_interrupted():
+            raise
+    await run.writing[step.number]
 
 
 async def tell(run: JobRun, step: Step) -> None:
     """Let the strategy learn from a step, and publish the leader; fenced by the lease."""
     state = run.state
-    run.strategy.observe(state.texts_of(step), state.scores_of(step))
+    run.strategy.observe((), state.scores_of(step))
     found = await run.think(run.strategy.recommend)
     best = None
     if found is not None:

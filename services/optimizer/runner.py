@@ -12,8 +12,9 @@ from services.optimizer import claims, meters, store
 from services.optimizer.database import open_sync_engine
 from services.optimizer.failpoints import fail_point
 from services.optimizer.heartbeat import Heartbeat
+from services.optimizer.job_run import LoopDeps
 from services.optimizer.ledger import Signals
-from services.optimizer.loop import LoopDeps, leave, reason_of, run_job
+from services.optimizer.loop import leave, reason_of, run_job
 from services.optimizer.store import Claim
 
 log = logging.getLogger(__name__)

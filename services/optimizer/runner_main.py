@@ -15,7 +15,7 @@ from services import web
 from services.optimizer import failpoints, store
 from services.optimizer.clients import HttpGenerator, HttpScorer
 from services.optimizer.database import Database, ensure_schema, open_database, sqlite_path
-from services.optimizer.loop import LoopDeps
+from services.optimizer.job_run import LoopDeps
 from services.optimizer.queue_figures import read_queue
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings

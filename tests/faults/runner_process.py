@@ -17,7 +17,7 @@ import psutil
 from services.embedded import DatabaseCache
 from services.optimizer import failpoints
 from services.optimizer.database import open_database
-from services.optimizer.loop import LoopDeps
+from services.optimizer.job_run import LoopDeps
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
 from services.scorer.scoring import ScorerPool

@@ -16,7 +16,7 @@ from services.embedded import check_metric
 from services.optimizer.app import create_app
 from services.optimizer.database import Database, open_database
 from services.optimizer.intake import ApiDeps
-from services.optimizer.loop import LoopDeps
+from services.optimizer.job_run import LoopDeps
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
 from tests.optimizer.worlds import PlainGenerator, PlainScorer, make_spec

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from instructzero.contracts import JobSpec, ScoreCondition, ScoreLine, ScoreRequest
 from services.optimizer.database import Database
-from services.optimizer.loop import LoopDeps
+from services.optimizer.job_run import LoopDeps
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
 from services.optimizer.tables import ArmRow, EvaluationRow, EventRow, JobRow, PointRow, StepRow

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from services.optimizer.buyer import Scorer
 from services.optimizer.database import Database, open_database
-from services.optimizer.loop import LoopDeps
+from services.optimizer.job_run import LoopDeps
 from services.optimizer.runner import Runner
 from services.optimizer.settings import Settings
 from services.optimizer.tables import EvaluationRow, EventRow, JobRow
