@@ -730,7 +730,8 @@ class ScoreRequest(Wire):
     """Try one instruction on some examples.
 
     `calls` bounds the requests sent to the target for this request, retries and a judge's included;
-    None allows the scorer's own number of attempts per example.
+    None allows the scorer's own number of attempts per example. What is not sent within
+    `send_within_seconds` is given back unsent: by then the caller may have lost the right to spend.
     """
 
     job_id: Name
@@ -744,6 +745,7 @@ class ScoreRequest(Wire):
     repeats: int = Field(1, ge=1, le=20)
     calls: int | None = Field(None, ge=0)
     cache: bool = True
+    send_within_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
 
 
 class TokenUsage(Wire):

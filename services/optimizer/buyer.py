@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Protocol
 
@@ -34,6 +34,7 @@ from services.optimizer.failpoints import fail_point
 from services.optimizer.jobs import Cost, worst_call
 from services.optimizer.ledger import Handover, Ledger
 from services.optimizer.orders import Bought, Chunk, Order
+from services.optimizer.permission import Permission
 from services.optimizer.results import Answered
 from services.optimizer.state import JobState
 
@@ -67,13 +68,12 @@ class Buyer:
         state: JobState,
         ledger: Ledger,
         scorer: Scorer,
-        *,
-        may_go_on: Callable[[], bool],
+        permission: Permission,
     ) -> None:
         self._state = state
         self._ledger = ledger
         self._scorer = scorer
-        self._may_go_on = may_go_on
+        self._permission = permission
         self._slots = asyncio.Semaphore(state.handed_over)
         self._chunk_size = max(1, min(LARGEST_CHUNK, state.in_flight // 2))
         self._entrance = asyncio.Lock()
@@ -111,7 +111,7 @@ class Buyer:
 
     def _may_buy(self, order: Order) -> bool:
         is_open = self._refusal is None and order.step not in self._denied
-        return is_open and self._may_go_on()
+        return is_open and self._permission.may_buy()
 
     async def _take_slots(self, n: int) -> int:
         """Take up to `n` slots, as many as are free; waits until a few are."""
@@ -237,6 +237,7 @@ class Buyer:
             repeats=spec.repeats,
             calls=handover.calls,
             cache=spec.cache,
+            send_within_seconds=self._permission.signals.lease_seconds(),
         )
 
     def _take(self, chunk: Chunk, handover: Handover, line: ScoreLine) -> Bought:

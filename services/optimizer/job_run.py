@@ -128,7 +128,7 @@ async def open_run(claim: Claim, deps: LoopDeps, signals: Signals) -> JobRun:
         patience_seconds=deps.settings.generator_patience_seconds,
         may_go_on=permission.may_write,
     )
-    buyer = Buyer(state, ledger, deps.scorer, may_go_on=permission.may_buy)
+    buyer = Buyer(state, ledger, deps.scorer, permission)
     n_read = max(len(state.search_steps) - 1, 0)
     run = JobRun(claim, deps, state, ledger, strategy, permission, buyer, writer, n_read)
     run.learned_at = Moment(state.n_searched(), time.monotonic())

@@ -51,6 +51,11 @@ class Signals:
         """Whether the lease was renewed lately enough to spend money under it."""
         return time.monotonic() < self.safe_until
 
+    def lease_seconds(self) -> float | None:
+        """For how long money may be spent under the lease as it was renewed last; None: always."""
+        left = self.safe_until - time.monotonic()
+        return max(left, 0.0) if math.isfinite(left) else None
+
     def interruption(self) -> JobStatus | None:
         """Return the status that the job should take now, None to go on."""
         if self.cancel_requested:

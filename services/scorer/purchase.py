@@ -40,6 +40,13 @@ NO_BUDGET = ScoreError(
 )
 
 
+TOO_LATE = ScoreError(
+    code="not_sent_in_time",
+    message="the example was not sent within the time that its caller gave",
+    retryable=True,
+)
+
+
 class CallPool:
     """The calls that one request may make, retries and a judge's included."""
 
@@ -69,8 +76,14 @@ class Order:
     weight: float
     pool: CallPool
     waits: Waits
+    send_until: float | None = None
+    """On the event loop's clock; nothing is sent after that."""
     stop: ScoreError | None = None
     """Set when no example of the job can succeed; nothing is sent after that."""
+
+    def is_late(self) -> bool:
+        """Whether the time to send is over."""
+        return self.send_until is not None and _now() >= self.send_until
 
 
 class TokenGuess:
@@ -146,11 +159,14 @@ class Counter:
         refusal = self.refusal
         try:
             permit = await self._permit(order, messages)
+            if permit is None:
+                return TOO_LATE
             if self.refusal is not refusal:
                 order.stop = self.refusal
-            if order.stop is not None or (entry is Entry.CLOSED and self.breaker.is_open):
+            is_late = order.is_late()  # this process may have been frozen
+            if order.stop or is_late or (entry is Entry.CLOSED and self.breaker.is_open):
                 self.limiter.settle(permit, Feedback(token_difference=-permit.tokens))
-                return order.stop
+                return order.stop or (TOO_LATE if is_late else None)
             is_sent = True
             bill.calls += 1
             attempt = await self._send(order, permit, messages)
@@ -169,19 +185,23 @@ class Counter:
             if not is_sent:
                 order.pool.give_back()
 
-    async def _permit(self, order: Order, messages: Sequence[Message]) -> Permit:
+    async def _permit(self, order: Order, messages: Sequence[Message]) -> Permit | None:
         target = self.connection.target
         tokens = float(round(self.guess.prompt(messages) + target.config.sampling.max_tokens))
         pace = pace_of(target, tokens)
-        with order.waits.noticed() as notice:
-            return await self.limiter.acquire(
-                target.scope,
-                pace,
-                job=order.job,
-                weight=order.weight,
-                tokens=tokens,
-                notice=notice,
-            )
+        try:
+            with order.waits.noticed() as notice:
+                async with asyncio.timeout_at(order.send_until):
+                    return await self.limiter.acquire(
+                        target.scope,
+                        pace,
+                        job=order.job,
+                        weight=order.weight,
+                        tokens=tokens,
+                        notice=notice,
+                    )
+        except TimeoutError:
+            return None
 
     async def _send(self, order: Order, permit: Permit, messages: Sequence[Message]) -> Attempt:
         feedback = Feedback()
@@ -264,6 +284,10 @@ class Counter:
             message=f"target {name} has not answered for {seconds:g} s",
             retryable=True,
         )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _length(messages: Sequence[Message]) -> int:

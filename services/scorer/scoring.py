@@ -86,6 +86,7 @@ class ScorerPool:
         """Start to score; raises what `score` raises."""
         self.check(request)
         stream = ScoreStream()
+        within = request.send_within_seconds
         order = Order(
             job=request.job_id,
             weight=request.weight,
@@ -94,6 +95,7 @@ class ScorerPool:
                 lambda condition: stream.put(ScoreCondition(condition=condition)),
                 self._settings.condition_after_seconds,
             ),
+            send_until=None if within is None else asyncio.get_running_loop().time() + within,
         )
         n_examples = len(request.examples)
 

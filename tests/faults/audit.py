@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.engine import Engine
 
-from tests.faults.system import IN_FLIGHT, comparable
+from tests.faults.system import HANDED_OVER, comparable
 from tests.faults.workload import Ended, Work
 
 WATCH = (
@@ -141,10 +141,10 @@ def _judge_job(
     report.require(
         seen.repeats <= excused, f"{name}: {seen.repeats} requests repeated, {excused} excused"
     )
-    most = IN_FLIGHT * (claims - 1 + scorer_faults)
+    most = HANDED_OVER * (claims - 1 + scorer_faults)
     report.require(
         usage["in_doubt_calls"] <= most,
-        f"{name}: {usage['in_doubt_calls']} calls in doubt, at most {most} were in flight",
+        f"{name}: {usage['in_doubt_calls']} calls in doubt, at most {most} were handed over",
     )
     if work.calls is not None:
         report.require(

@@ -25,6 +25,8 @@ from services.scorer.targets import Targets
 from tests.optimizer.worlds import PlainGenerator, until
 
 IN_FLIGHT = 4
+HANDED_OVER = 6
+"""What a runner has with the scorer at once, and a kill can leave in doubt: decision 0020."""
 TARGET = "world"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])

@@ -22,6 +22,8 @@ from services.demo.corpus import demo_task
 
 COMMAND = str(Path(sys.executable).parent / "instructzero")
 IN_FLIGHT = 4
+HANDED_OVER = 6
+"""What a runner has with the scorer at once, and a kill can leave in doubt: decision 0020."""
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -30,6 +31,8 @@ POINTS = {
     "the final check, before the result is stored": "measured",
     "the end": "finished",
 }
+LEASE_SECONDS = 5.0
+"""Of the runners that are frozen for longer."""
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +69,11 @@ async def test_a_runner_frozen_for_longer_than_its_lease_after(
     world: World, undisturbed: Outcome, point: str
 ) -> None:
     await world.add()
-    frozen = world.start(armed(point, "freeze"))
+    frozen = world.start(armed(point, "freeze"), lease_seconds=LEASE_SECONDS)
     await frozen.froze_itself()
+    end = time.monotonic() + LEASE_SECONDS  # on its own clock too: until then it may spend
     await world.finish()
+    await asyncio.sleep(end - time.monotonic())
     before = await world.row()
     n_requests = world.target.n_requests
     frozen.thaw()

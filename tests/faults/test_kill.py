@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.faults.system import (
+    HANDED_OVER,
     IN_FLIGHT,
     DemoTarget,
     Process,
@@ -136,7 +137,7 @@ def test_a_killed_server_goes_on_with_its_job(
         result = httpx.get(f"{where}/result").json()
         server.stop()
         assert comparable(result) == comparable(undisturbed)
-        assert target.repeats() <= result["usage"]["in_doubt_calls"] <= kills * IN_FLIGHT
+        assert target.repeats() <= result["usage"]["in_doubt_calls"] <= kills * HANDED_OVER
 
 
 def is_done(where: str) -> bool:

@@ -22,7 +22,7 @@ from services.optimizer.tables import (
     PointRow,
     StepRow,
 )
-from tests.faults.runner_process import IN_FLIGHT, TARGET, RunnerProcess, Task
+from tests.faults.runner_process import HANDED_OVER, TARGET, RunnerProcess, Task
 from tests.optimizer.worlds import chance, make_spec, quality
 from tests.scorer.fake_target import FakeTarget, Seen, completion, serve_fake
 
@@ -131,10 +131,10 @@ class World:
         await self.check_ledger(losses=losses, job_id=job_id)
 
     async def check_ledger(self, *, losses: int, job_id: str = "job_1") -> None:
-        """Fail unless every request is in the ledger and only those in flight were repeated."""
+        """Fail unless every request is in the ledger and only those in doubt were repeated."""
         row = await self.row(job_id)
         assert self.target.n_requests <= row.calls
-        assert self.repeats() <= row.in_doubt_calls <= losses * IN_FLIGHT
+        assert self.repeats() <= row.in_doubt_calls <= losses * HANDED_OVER
         assert (row.reserved_calls, row.reserved_tokens) == (0, 0)
         async with self.database.reads() as session:
             events = (
