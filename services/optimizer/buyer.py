@@ -8,6 +8,8 @@ the calls in flight.
 from __future__ import annotations
 
 import asyncio
+import bisect
+import itertools
 import logging
 import random
 import time
@@ -79,7 +81,9 @@ class Buyer:
         self._entrance = asyncio.Lock()
         self._denied: set[int] = set()
         self._n_open = 0
-        self._closed = asyncio.Event()
+        self._queue: list[tuple[int, int]] = []
+        self._arrivals = itertools.count()
+        self._moved = asyncio.Event()
         self._refusal: TargetRefused | None = None
         self._waiting_for: dict[Chunk, str] = {}
         self._last_success = time.monotonic()
@@ -133,10 +137,9 @@ class Buyer:
         attempt = 0
         try:
             while chunk.left and self._may_buy(chunk.order):
-                handover = await self._reserve(chunk)
+                handover = await self._reserve_in_turn(chunk)
                 if handover is None:
-                    await self._wait_for_room(chunk.order)
-                    continue
+                    break
                 n_before = len(chunk.left)
                 await self._hand_over(chunk, handover)
                 if len(chunk.left) == n_before:
@@ -146,13 +149,30 @@ class Buyer:
             self._give_slots(len(chunk.left))
         await self._show(chunk, None)
 
-    async def _wait_for_room(self, order: Order) -> None:
-        """Wait until another handover gives back what it did not use; with none open, give up."""
-        if self._n_open == 0:
-            self._denied.add(order.step)
-            return
-        self._closed.clear()
-        await self._closed.wait()
+    async def _reserve_in_turn(self, chunk: Chunk) -> Handover | None:
+        """Reserve; where there is no room, wait until a handover gives back what it did not use.
+
+        Earlier steps are served first, or it would depend on who waits when which step the last of
+        the budget goes to. None: with no handover open there is no room, or nobody may buy.
+        """
+        if not self._queue and (handover := await self._reserve(chunk)) is not None:
+            return handover
+        place = (chunk.order.step, next(self._arrivals))
+        bisect.insort(self._queue, place)
+        try:
+            while self._may_buy(chunk.order):
+                if self._queue[0] == place:
+                    if (handover := await self._reserve(chunk)) is not None:
+                        return handover
+                    if self._n_open == 0:
+                        self._denied.add(chunk.order.step)
+                        break
+                self._moved.clear()
+                await self._moved.wait()
+            return None
+        finally:
+            self._queue.remove(place)
+            self._moved.set()
 
     async def _reserve(self, chunk: Chunk) -> Handover | None:
         state, order = self._state, chunk.order
@@ -217,7 +237,7 @@ class Buyer:
                     self._state.n_checking -= handover.n - len(answered)
             finally:
                 self._n_open -= 1
-                self._closed.set()
+                self._moved.set()
 
     def _request(self, chunk: Chunk, handover: Handover) -> ScoreRequest:
         spec = self._state.spec

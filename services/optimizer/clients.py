@@ -196,7 +196,8 @@ class HttpScorer:
             ScorerUnavailable: the stream broke.
             ScorerRefused: the scorer will not take this request.
         """
-        body = request.model_dump(mode="json", exclude_none=True)
+        # a scorer of the version before this would refuse the field: it is sent from the next on
+        body = request.model_dump(mode="json", exclude_none=True, exclude={"send_within_seconds"})
         expected = {example.id for example in request.examples}
         try:
             async with self._client.stream("POST", "/v1/scores", json=body) as response:

@@ -67,11 +67,12 @@ async def spend(run: JobRun) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             await search(run, group)
-            run.permission.check_interruption()
-            await final.measure_winner(run)
+            if not run.permission.is_interrupted():  # else what is in flight ends first
+                await final.measure_winner(run)
     except* (InstructZeroError, Interrupted) as errors:
         run.permission.check_interruption()
         raise first_error(errors) from errors
+    run.permission.check_interruption()
 
 
 async def search(run: JobRun, group: asyncio.TaskGroup) -> None:
@@ -86,14 +87,13 @@ async def search(run: JobRun, group: asyncio.TaskGroup) -> None:
 
     def start(step: Step) -> None:
         run.writing[step.number] = group.create_task(write(run, step))
-        work = timed("carry_out", carry_out(run, step))
-        flying.append((step, group.create_task(work)))
+        flying.append((step, group.create_task(carry_out(run, step))))
 
     for step in run.state.search_steps[run.state.n_told :]:
         start(step)  # left unfinished by another runner
     while not run.permission.is_interrupted():
         is_free = len(flying) < run.steps_at_once
-        asked = await timed("ask", ask(run)) if is_free else None
+        asked = await ask(run) if is_free else None
         if asked is not None:
             start(asked)
         elif flying:
@@ -102,7 +102,8 @@ async def search(run: JobRun, group: asyncio.TaskGroup) -> None:
             step, work = flying.popleft()
             await work
             if not run.permission.is_interrupted():
-                await timed("tell", tell(run, step))
+                with timed("tell"):
+                    await tell(run, step)
         else:  # nothing more to buy or to wait for
             break
 
@@ -123,12 +124,13 @@ async def ask(run: JobRun) -> Step | None:
     await read(run)
     if run.permission.is_interrupted():
         return None
-    decision = await run.think(lambda: run.strategy.propose(room))
-    if decision is None:
-        run.stop_reason = why_nothing(run, room)
-        return None
-    meters.note_proposals(decision.point_notes, row.best)
-    return await _journal(run, decision, room)
+    with timed("ask"):
+        decision = await run.think(lambda: run.strategy.propose(room))
+        if decision is None:
+            run.stop_reason = why_nothing(run, room)
+            return None
+        meters.note_proposals(decision.point_notes, row.best)
+        return await _journal(run, decision, room)
 
 
 async def read(run: JobRun) -> None:
@@ -187,12 +189,13 @@ async def write(run: JobRun, step: Step) -> None:
 
 async def carry_out(run: JobRun, step: Step) -> None:
     """Buy a step's answers, and see its texts written; no transaction is open here."""
-    try:
-        await run.buyer.buy(Order(step.number, "validation", step.pairs))
-    except InstructZeroError:
-        if not run.permission.is_interrupted():
-            raise
-    await run.writing[step.number]
+    with timed("carry_out"):
+        try:
+            await run.buyer.buy(Order(step.number, "validation", step.pairs))
+        except InstructZeroError:
+            if not run.permission.is_interrupted():
+                raise
+        await run.writing[step.number]
 
 
 async def tell(run: JobRun, step: Step) -> None:

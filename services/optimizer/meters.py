@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from statistics import NormalDist
-from typing import Any, TypeVar
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from instructzero.contracts import ScoreLine
-
-T = TypeVar("T")
 
 JOBS = Gauge("instructzero_jobs", "Jobs that wait or run, by status", ["status"])
 QUEUE_AGE = Gauge(
@@ -53,13 +51,9 @@ IMPROVEMENT = Histogram(
 )
 
 
-async def timed(part: str, work: Awaitable[T]) -> T:
-    """Await a part of a step and note how long it took."""
-    began = time.monotonic()
-    try:
-        return await work
-    finally:
-        STEP_SECONDS.labels(part).observe(time.monotonic() - began)
+def timed(part: str) -> AbstractContextManager[object]:
+    """Note how long a part of a step takes."""
+    return STEP_SECONDS.labels(part).time()
 
 
 def note_proposals(notes: Sequence[Mapping[str, float]], best: Mapping[str, Any] | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from instructzero.contracts import JobSpec, ScoreCondition, ScoreLine, ScoreRequest
 from services.optimizer.database import Database
@@ -203,6 +203,73 @@ async def test_the_next_step_does_not_wait_for_the_slowest_call(world: World) ->
     told = [content["n_told"] for _, content in steps if "n_told" in content]
     assert told[:3] == [0, 0, 1]
     assert all(step - n_told <= 2 for step, n_told in enumerate(told))
+
+
+async def test_texts_are_known_before_the_scores_of_their_step(world: World) -> None:
+    class Held(PlainScorer):
+        async def score(self, request: ScoreRequest) -> AsyncIterator[ScoreLine | ScoreCondition]:
+            if request.instruction == "Do the task.":  # all that the first step can buy
+                await until(lambda: self.requests > 0)
+            async for line in super().score(request):
+                yield line
+
+    world.scorer = Held(in_flight=16)
+    row = await world.run(make_spec(strategy="random"))
+    assert row.status == "succeeded"
+    steps = (await world.trials())[0]
+    assert {arm for arm, _ in steps[0][1]["evaluations"]} == {0}
+    assert steps[1][1]["n_told"] == 0
+    assert len({arm for arm, _ in steps[1][1]["evaluations"]}) > 1
+
+
+async def test_the_final_check_begins_with_the_last_answers_of_the_search(world: World) -> None:
+    class Held(PlainScorer):
+        n_searched = 0
+        n_checked = 0
+
+        async def score(self, request: ScoreRequest) -> AsyncIterator[ScoreLine | ScoreCondition]:
+            is_search = request.examples[0].input.startswith("v")
+            self.n_searched += is_search * len(request.examples)
+            self.n_checked += (not is_search) * len(request.examples)
+            if self.n_searched >= 156:  # 13 instructions on 12 examples, all that 200 calls allow
+                await until(lambda: self.n_checked > 0)
+            async for line in super().score(request):
+                yield line
+
+    world.scorer = scorer = Held()
+    row = await world.run(make_spec(budget={"calls": 200}))
+    assert row.status == "succeeded"
+    assert scorer.n_searched == 156
+    assert row.calls <= 200
+    assert row.result is not None
+    assert row.result["best"]["test"]["n"] == row.result["baseline"]["test"]["n"] == 20
+    assert max(scorer.sent.values()) == 1
+    async with world.database.reads() as session:
+        kinds = (await session.scalars(select(StepRow.kind).order_by(StepRow.step))).all()
+        undone = await session.scalar(select(func.count()).where(StepRow.is_done.is_(False)))
+    assert kinds[-2:] == ["baseline", "final"]
+    assert set(kinds[:-2]) == {"search"}
+    assert undone == 0
+
+
+async def test_answers_that_took_no_call_keep_their_slots_until_the_handover_ends(
+    world: World,
+) -> None:
+    class Kept(PlainScorer):
+        reserved: list[int]
+
+        async def score(self, request: ScoreRequest) -> AsyncIterator[ScoreLine | ScoreCondition]:
+            async for line in super().score(request):
+                assert isinstance(line, ScoreLine)
+                yield line.model_copy(update={"calls": 0, "cached": True})
+            await asyncio.sleep(0.02)
+            self.reserved.append((await world.row()).reserved_calls)
+
+    world.scorer = scorer = Kept(in_flight=8)
+    scorer.reserved = []
+    row = await world.run(make_spec(budget={"calls": 200}))
+    assert row.status == "succeeded"
+    assert 0 < max(scorer.reserved) <= 12
 
 
 async def test_an_outage_of_the_generator_is_shown_and_waited_out(world: World) -> None:

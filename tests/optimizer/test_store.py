@@ -134,6 +134,27 @@ async def test_an_answer_is_charged_once_and_the_rest_given_back(database: Datab
     assert (row.prompt_tokens, row.reserved_tokens, row.in_doubt_calls) == (9, 0, 0)
 
 
+async def test_an_answer_that_nobody_waits_for_is_stored_and_leaves_the_reservation(
+    database: Database,
+) -> None:
+    await queue(database)
+    ledger = ledger_of(database, await claimed(database, "a", 60.0))
+    handover = await ledger.reserve(step=0, arm=0, wanted=4, one=Cost(2, 51, 0.5), keep=Cost())
+    assert handover is not None
+    line = ScoreLine(id="0", answer="x", score=1.0, calls=3)
+    stored = ledger.record(handover, line, step=0, split="validation", arm=0, example=0)
+    async with asyncio.timeout(10):
+        assert await stored
+    row = await row_of(database)
+    assert (row.calls, row.reserved_calls, row.reserved_tokens) == (3, 5, 128)
+    assert row.reserved_usd == pytest.approx(1.25)
+    await ledger.close(handover, is_in_doubt=True)
+    row = await row_of(database)
+    assert (row.calls, row.reserved_calls, row.reserved_tokens) == (8, 0, 0)
+    assert (row.in_doubt_calls, row.in_doubt_tokens) == (5, 128)
+    assert (row.reserved_usd, row.in_doubt_usd) == pytest.approx((0.0, 1.25))
+
+
 async def test_what_a_dead_runner_had_in_flight_is_charged_in_doubt(database: Database) -> None:
     await queue(database)
     dead = await claimed(database, "a", 0.0)

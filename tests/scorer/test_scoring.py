@@ -244,3 +244,23 @@ async def test_probe_and_targets_spend_nothing(make_pool: PoolMaker, target: Fak
     assert await pool.probe("fake") is None
     assert [view.name for view in await pool.targets()] == ["fake"]
     assert target.n_requests == 0
+
+
+async def test_who_waits_while_another_is_refused_for_good_sends_nothing(
+    make_pool: PoolMaker, target: FakeTarget
+) -> None:
+    async def refuse(seen: Seen, _: web.Request) -> web.StreamResponse:
+        return error(401, code="invalid_api_key") if seen.number == 0 else await answer(seen, _)
+
+    target.respond, target.latency = refuse, 0.1
+    pool = make_pool(limits={"in_flight": 1})
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(collect(pool, request_for(2, job_id=job, tenant=job))) for job in "ab"
+        ]
+    lines = [line for task in tasks for line in task.result()[0].values()]
+    assert target.n_requests == 1
+    assert all(line.error is not None and line.error.stops_job for line in lines)
+    assert sorted(line.calls for line in lines) == [0, 0, 0, 1]
+    lines_later, _ = await collect(pool, request_for(1))
+    assert lines_later["0"].score == 1.0, "a key that was mended is tried again"
