@@ -11,9 +11,6 @@ from instructzero.errors import InvalidRequest
 from services import web
 from services.scorer.api import router
 from services.scorer.rate_limit import RateLimiter
-from services.scorer.redis_cache import RedisCache
-from services.scorer.redis_gate import RedisGate
-from services.scorer.redis_link import open_redis
 from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
 from services.scorer.stream import ScoresEndpoint
@@ -58,6 +55,11 @@ def create_pool(settings: Settings) -> ScorerPool:
     targets = read_targets(settings)
     if settings.redis_url is None:
         return ScorerPool(targets, settings=settings)
+    # a scorer alone does without the client of Redis, which takes 8 MB
+    from services.scorer.redis_cache import RedisCache
+    from services.scorer.redis_gate import RedisGate
+    from services.scorer.redis_link import open_redis
+
     redis = open_redis(settings.redis_url.get_secret_value())
     return ScorerPool(
         targets,
