@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from instructzero.errors import InvalidRequest
 from services import web
@@ -13,8 +14,21 @@ from services.scorer.api import router
 from services.scorer.rate_limit import RateLimiter
 from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
-from services.scorer.stream import ScoresEndpoint
+from services.scorer.stream import ScoresEndpoint, is_asked
 from services.scorer.targets import Targets, load_targets
+
+
+class ScorerApp(FastAPI):
+    """The routes, and `POST /v1/scores` beside them, which goes through no layer of theirs."""
+
+    scores: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if is_asked(scope):
+            await self.scores(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings, pool: ScorerPool | None = None) -> FastAPI:
@@ -27,7 +41,7 @@ def create_app(settings: Settings, pool: ScorerPool | None = None) -> FastAPI:
         if pool is None:
             await own.aclose()
 
-    app = FastAPI(
+    app = ScorerApp(
         title="InstructZero scorer",
         version=web.product_version(),
         lifespan=lifespan,
@@ -38,7 +52,7 @@ def create_app(settings: Settings, pool: ScorerPool | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.pool = own
     app.include_router(router)
-    app.add_middleware(ScoresEndpoint, pool=own, settings=settings)
+    app.scores = web.Envelope(ScoresEndpoint(own, settings))
 
     async def ready() -> Mapping[str, str]:
         return await own.ready()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 
 from instructzero.contracts import ScoreError
@@ -42,6 +42,8 @@ NO_BUDGET = ScoreError(
 
 class CallPool:
     """The calls that one request may make, retries and a judge's included."""
+
+    __slots__ = ("_left",)
 
     def __init__(self, calls: int | None) -> None:
         self._left = calls
@@ -163,19 +165,17 @@ class Counter:
             if not is_sent:
                 order.pool.give_back()
 
-    async def _permit(self, order: Order, messages: Sequence[Message]) -> Permit:
+    def _permit(self, order: Order, messages: Sequence[Message]) -> Awaitable[Permit]:
         target = self.connection.target
         tokens = float(round(self.guess.prompt(messages) + target.config.sampling.max_tokens))
-        pace = pace_of(target, tokens)
-        with order.waits.noticed() as notice:
-            return await self.limiter.acquire(
-                target.scope,
-                pace,
-                job=order.job,
-                weight=order.weight,
-                tokens=tokens,
-                notice=notice,
-            )
+        return self.limiter.acquire(
+            target.scope,
+            pace_of(target, tokens),
+            job=order.job,
+            weight=order.weight,
+            tokens=tokens,
+            notice=order.waits.noticed().notice,
+        )
 
     async def _send(self, order: Order, permit: Permit, messages: Sequence[Message]) -> Attempt:
         feedback = Feedback()
