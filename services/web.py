@@ -44,12 +44,13 @@ REQUEST_SECONDS = Histogram(
 )
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 
-SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "x-frame-options": "DENY",
-    "cache-control": "no-store",
-}
+LENGTH = b"content-length"
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cache-control", b"no-store"),
+)
 
 
 def product_version() -> str:
@@ -128,70 +129,72 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
-
-        async def noted_send(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
+        exchange = _Exchange(scope, receive, send, self.max_body_bytes)
         try:
-            await self._serve(scope, receive, noted_send)
+            if exchange.declared_bytes() > self.max_body_bytes:
+                response = refusal(exchange.request_id, exchange.oversize())
+                await response(scope, receive, exchange.send)
+                return
+            await self.app(scope, exchange.receive, exchange.send)
         finally:
-            _measure(scope, status, time.monotonic() - began)
+            exchange.measure()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {key.lower(): value for key, value in scope["headers"]}
+
+class _Exchange:
+    """One request and its answer: what the envelope adds to them, and what it measures."""
+
+    __slots__ = ("_began", "_max_bytes", "_n_bytes", "_receive", "_scope", "_send", "_status")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_bytes: int) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._max_bytes = max_bytes
+        self._n_bytes = self._status = 0
+        self._began = time.monotonic()
         # What serves us may have named the request already.
-        request_id = scope.setdefault("state", {}).setdefault("request_id", uuid.uuid4().hex)
-        seen = 0
+        scope.setdefault("state", {}).setdefault("request_id", uuid.uuid4().hex)
 
-        async def bounded_receive() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.max_body_bytes:
-                raise PayloadTooLarge(f"the body is larger than {self.max_body_bytes} bytes")
-            return message
+    @property
+    def request_id(self) -> str:
+        return str(self._scope["state"]["request_id"])
 
-        async def decorated_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                present = {key.lower() for key, _ in message["headers"]}
-                extra = {**SECURITY_HEADERS, "x-request-id": request_id}
-                message["headers"] = [
-                    *message["headers"],
-                    *(
-                        (key.encode(), value.encode())
-                        for key, value in extra.items()
-                        if key.encode() not in present
-                    ),
-                ]
-            await send(message)
+    def declared_bytes(self) -> int:
+        """Return how large the body is by its own account; 0 where it gives none."""
+        lengths = [size for name, size in self._scope["headers"] if name.lower() == LENGTH]
+        return int(lengths[-1]) if lengths and lengths[-1].isdigit() else 0
 
-        declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.max_body_bytes:
-            response = problem(
-                request_id,
-                status=413,
-                code=PayloadTooLarge.code,
-                detail=f"the body is larger than {self.max_body_bytes} bytes",
-            )
-            await response(scope, receive, decorated_send)
-            return
-        await self.app(scope, bounded_receive, decorated_send)
+    def oversize(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body is larger than {self._max_bytes} bytes")
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._n_bytes += len(message.get("body", b""))
+        if self._n_bytes > self._max_bytes:
+            raise self.oversize()
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            present = {key.lower() for key, _ in message["headers"]}
+            extra = (*SECURITY_HEADERS, (b"x-request-id", self.request_id.encode()))
+            missing = [(key, value) for key, value in extra if key not in present]
+            message["headers"] = [*message["headers"], *missing]
+        await self._send(message)
+
+    def measure(self) -> None:
+        known = self._scope["state"].get("route") or getattr(self._scope.get("route"), "path", None)
+        method = self._scope["method"] if self._scope["method"] in METHODS else "other"
+        # A path that matches no route is anybody's text: never a label.
+        status = str(self._status) if self._status else "gone"
+        REQUESTS.labels(method, known or "none", status).inc()
+        REQUEST_SECONDS.labels(known or "none").observe(time.monotonic() - self._began)
 
 
 def name_route(scope: Scope, route: str) -> None:
     """Say which route a request took that the framework does not know."""
     scope["state"]["route"] = route
-
-
-def _measure(scope: Scope, status: int, seconds: float) -> None:
-    known = scope["state"].get("route") or getattr(scope.get("route"), "path", None)
-    method = scope["method"] if scope["method"] in METHODS else "other"
-    # A path that matches no route is anybody's text: never a label.
-    REQUESTS.labels(method, known or "none", str(status) if status else "gone").inc()
-    REQUEST_SECONDS.labels(known or "none").observe(seconds)
 
 
 def request_id_of(request: Request) -> str:
@@ -249,9 +252,14 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
-    log.error("unhandled error", exc_info=error, extra={"request_id": request_id_of(request)})
+    return bug(request_id_of(request), error)
+
+
+def bug(request_id: str, error: Exception) -> JSONResponse:
+    """Log an error that nobody meant, and return the problem document that hides it."""
+    log.error("unhandled error", exc_info=error, extra={"request_id": request_id})
     return problem(
-        request_id_of(request),
+        request_id,
         status=500,
         code="internal_error",
         detail="something went wrong on our side; the log has it under this request id",

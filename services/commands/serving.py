@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from instructzero.errors import InvalidRequest
-from services.commands.connection import Local, open_local
 from services.commands.console import Screen
 from services.commands.signals import Stopper
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from services.commands.connection import Local
     from services.embedded import Options
     from services.optimizer.runner_main import RunnerProcess
 
@@ -91,15 +91,21 @@ async def listen(
     stopper: Stopper | asyncio.Event,
     *,
     drain_seconds: float = DRAIN_SECONDS,
+    heeds_proxy: bool = True,
 ) -> None:
-    """Serve until the first signal, then finish what was accepted."""
+    """Serve until the first signal, then finish what was accepted.
+
+    What needs no caller's address and writes no URL need not heed a proxy's headers about them.
+    """
     config = uvicorn.Config(
         app,
+        backlog=BACKLOG,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=int(drain_seconds),
         timeout_keep_alive=30,
         server_header=False,
+        proxy_headers=heeds_proxy,
     )
     server = QuietServer(config)
 
@@ -133,6 +139,7 @@ async def serve_all(request: ServeRequest, screen: Screen) -> None:
         InvalidRequest: an address without a key, a port in use, wrong targets or model.
         Conflict: another process runs jobs on this SQLite file.
     """
+    from services.commands.connection import open_local
     from services.embedded import create_api
     from services.optimizer.auth import check_exposure
     from services.optimizer.settings import Settings
@@ -187,7 +194,7 @@ async def serve_app(
     """Serve one part of a cluster until a signal."""
     stopper = Stopper(STOPPING, screen.stopping)
     screen.say(f"{name} on {url_of(listener)}", style="bold")
-    await listen(app, listener, stopper, drain_seconds=drain_seconds)
+    await listen(app, listener, stopper, drain_seconds=drain_seconds, heeds_proxy=False)
     screen.say("Stopped in order.")
 
 

@@ -29,29 +29,29 @@ class Answers:
     async def get_or_buy(self, key: str, buy: Buy, waits: Waits) -> CachedAnswer | ScoreError:
         """Return a kept answer, or buy and keep it. A cache that is away is waited for."""
         await self._flights.take(key)
+        claimed: SharedAnswerCache | None = None
         try:
             found = await self._look(key, waits)
-            return await self._buy(key, buy) if found is None else found
+            if found is not None:
+                return found
+            claimed = self._shared
+            answer = await buy()
+            if isinstance(answer, CachedAnswer):
+                await self._cache.put(key, answer)
+                claimed = None
+            return answer
         finally:
-            self._flights.land(key)
+            try:
+                if claimed is not None:
+                    await claimed.release(key)
+            finally:
+                self._flights.land(key)
 
     async def aclose(self) -> None:
         """Close a cache that can be closed."""
         close = getattr(self._cache, "aclose", None)
         if close is not None:
             await close()
-
-    async def _buy(self, key: str, buy: Buy) -> CachedAnswer | ScoreError:
-        is_kept = False
-        try:
-            answer = await buy()
-            if isinstance(answer, CachedAnswer):
-                await self._cache.put(key, answer)
-                is_kept = True
-            return answer
-        finally:
-            if self._shared is not None and not is_kept:
-                await self._shared.release(key)
 
     async def _look(self, key: str, waits: Waits) -> CachedAnswer | None:
         """Return the answer, or None when it is ours to buy."""

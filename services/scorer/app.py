@@ -6,18 +6,29 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from instructzero.errors import InvalidRequest
 from services import web
 from services.scorer.api import router
 from services.scorer.rate_limit import RateLimiter
-from services.scorer.redis_cache import RedisCache
-from services.scorer.redis_gate import RedisGate
-from services.scorer.redis_link import open_redis
 from services.scorer.scoring import ScorerPool
 from services.scorer.settings import Settings
-from services.scorer.stream import ScoresEndpoint
+from services.scorer.stream import ScoresEndpoint, is_asked
 from services.scorer.targets import Targets, load_targets
+
+
+class ScorerApp(FastAPI):
+    """The routes, and `POST /v1/scores` beside them, which goes through no layer of theirs."""
+
+    scores: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if is_asked(scope):
+            await self.scores(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings, pool: ScorerPool | None = None) -> FastAPI:
@@ -30,7 +41,7 @@ def create_app(settings: Settings, pool: ScorerPool | None = None) -> FastAPI:
         if pool is None:
             await own.aclose()
 
-    app = FastAPI(
+    app = ScorerApp(
         title="InstructZero scorer",
         version=web.product_version(),
         lifespan=lifespan,
@@ -41,7 +52,7 @@ def create_app(settings: Settings, pool: ScorerPool | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.pool = own
     app.include_router(router)
-    app.add_middleware(ScoresEndpoint, pool=own, settings=settings)
+    app.scores = web.Envelope(ScoresEndpoint(own, settings))
 
     async def ready() -> Mapping[str, str]:
         return await own.ready()
@@ -58,6 +69,11 @@ def create_pool(settings: Settings) -> ScorerPool:
     targets = read_targets(settings)
     if settings.redis_url is None:
         return ScorerPool(targets, settings=settings)
+    # a scorer alone does without the client of Redis, which takes 8 MB
+    from services.scorer.redis_cache import RedisCache
+    from services.scorer.redis_gate import RedisGate
+    from services.scorer.redis_link import open_redis
+
     redis = open_redis(settings.redis_url.get_secret_value())
     return ScorerPool(
         targets,

@@ -108,14 +108,19 @@ class Flights:
     """Single flight: of several callers that need the same answer, one buys it."""
 
     def __init__(self) -> None:
-        self._flying: dict[str, asyncio.Future[None]] = {}
+        self._flying: dict[str, asyncio.Future[None] | None] = {}
 
     async def take(self, key: str) -> None:
         """Hold the key; who comes second waits, and then looks for the answer first."""
-        while (flying := self._flying.get(key)) is not None:
-            await asyncio.shield(flying)
-        self._flying[key] = asyncio.get_running_loop().create_future()
+        while key in self._flying:
+            landed = self._flying[key]
+            if landed is None:  # the first who waits for it
+                landed = self._flying[key] = asyncio.get_running_loop().create_future()
+            await asyncio.shield(landed)
+        self._flying[key] = None
 
     def land(self, key: str) -> None:
         """Let the key go."""
-        self._flying.pop(key).set_result(None)
+        landed = self._flying.pop(key)
+        if landed is not None:
+            landed.set_result(None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable
+from itertools import compress
 from typing import Literal
 
 from services.scorer import meters
@@ -21,10 +21,12 @@ WORST_FIRST: tuple[Condition, ...] = (
 class Waits:
     """Counts the waits of one request that have lasted a while, and reports the worst reason."""
 
+    __slots__ = ("_after_seconds", "_long", "_report", "_reported")
+
     def __init__(self, report: Callable[[Condition | None], None], after_seconds: float) -> None:
         self._report = report
         self._after_seconds = after_seconds
-        self._long: Counter[Condition] = Counter()
+        self._long = [0] * len(WORST_FIRST)
         self._reported: Condition | None = None
 
     def begin(self, reason: Condition) -> Wait:
@@ -39,8 +41,8 @@ class Waits:
 
     def add(self, reason: Condition, n: int) -> None:
         """Count one more, or one less, of the long waits."""
-        self._long[reason] += n
-        worst = next((reason for reason in WORST_FIRST if self._long[reason] > 0), None)
+        self._long[WORST_FIRST.index(reason)] += n
+        worst = next(compress(WORST_FIRST, self._long), None)
         if worst != self._reported:
             self._reported = worst
             self._report(worst)

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import regex
 
-from instructzero.contracts import JUDGED_BYTES_PER_TOKEN, ScoreExample
+from instructzero.contracts import JUDGED_BYTES_PER_TOKEN
+from services.scorer.wanted import Case
 
 BEST: Final = 10
 MAX_REPLY: Final = 20_000
@@ -41,7 +42,7 @@ BARE_GRADE: Final = regex.compile(rf"\A[\s*_`]*({NUMBER}){OUT_OF}[\s*_`.]*\Z")
 
 
 def judge_messages(
-    rubric: str, example: ScoreExample, answer: str, *, max_tokens: int
+    rubric: str, case: Case, answer: str, *, max_tokens: int
 ) -> list[dict[str, str]]:
     """Return the messages that ask for the grade of one answer.
 
@@ -49,9 +50,9 @@ def judge_messages(
     answer longer than `max_tokens` allow is cut off: what a grade may cost was reserved before.
     """
     answer = answer.encode()[: JUDGED_BYTES_PER_TOKEN * max_tokens].decode(errors="ignore")
-    references = json.dumps(list(example.outputs), ensure_ascii=False)
-    mark = _mark(rubric, example.input, references, answer)
-    blocks = (("input", example.input), ("accepted_outputs", references), ("answer", answer))
+    references = json.dumps(list(case.outputs), ensure_ascii=False)
+    mark = _mark(rubric, case.input, references, answer)
+    blocks = (("input", case.input), ("accepted_outputs", references), ("answer", answer))
     data = "\n\n".join(f"<{name} {mark}>\n{text}\n</{name} {mark}>" for name, text in blocks)
     return [
         {"role": "system", "content": RULES.format(rubric=rubric, mark=mark, best=BEST)},

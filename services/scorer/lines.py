@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from instructzero.contracts import ScoreCondition, ScoreLine
+from services.scorer.conditions import Condition
 
 Line = ScoreLine | ScoreCondition
 Put = Callable[[Line], None]
@@ -18,40 +19,62 @@ class ScoreStream:
     It is cancelled without an await: where the reader has gone, none would be let through.
     """
 
+    __slots__ = ("_end", "_lines", "_tell", "_work")
+
     def __init__(self) -> None:
         self._lines: list[Line] = []
         self._work: asyncio.Task[None] | None = None
-        self._coming: asyncio.Future[None] | None = None
+        self._end: Callable[[], None] | None = None
+        self._tell: Callable[[], None] | None = None
 
     def run(self, work: Coroutine[Any, Any, None], end: Callable[[], None]) -> None:
         """Do the work that puts the lines; `end` is called when it is over, however it ended."""
-
-        def over(_: asyncio.Task[None]) -> None:
-            end()
-            self._wake()
-
+        self._end = end
         self._work = asyncio.create_task(work)
-        self._work.add_done_callback(over)
+        self._work.add_done_callback(self._over)
 
     def put(self, line: Line) -> None:
         """Add a line."""
         self._lines.append(line)
-        self._wake()
+        if self._tell is not None:
+            self._tell()
+
+    def put_condition(self, condition: Condition | None) -> None:
+        """Add what is waited for."""
+        self.put(ScoreCondition(condition=condition))
+
+    def tell(self, tell: Callable[[], None] | None) -> None:
+        """Set what is called when there is a line, or no line will come any more."""
+        self._tell = tell
+        if tell is not None and (self._lines or self.is_over):
+            tell()
+
+    def take(self) -> Line | None:
+        """Return the next line, None where there is none yet, or no more."""
+        return self._lines.pop(0) if self._lines else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no line will be put any more."""
+        return self._work is not None and self._work.done()
+
+    def check(self) -> None:
+        """Raise what the work has raised, once it is over; a cancelled one has raised nothing."""
+        if self._work is not None and self.is_over and not self._work.cancelled():
+            self._work.result()
 
     async def next(self) -> Line | None:
         """Return the next line, None after the last or when the stream was cancelled."""
-        assert self._work is not None  # noqa: S101 - a stream is run before it is read
-        while not self._lines:
-            if self._work.done():
-                if not self._work.cancelled():
-                    self._work.result()
-                return None
-            self._coming = asyncio.get_running_loop().create_future()
+        while not self._lines and not self.is_over:
+            news = asyncio.Event()
+            self.tell(news.set)
             try:
-                await self._coming
+                await news.wait()
             finally:
-                self._coming = None
-        return self._lines.pop(0)
+                self.tell(None)
+        if not self._lines:
+            self.check()
+        return self.take()
 
     def cancel(self) -> None:
         """Stop scoring; what is in flight is cut off."""
@@ -63,6 +86,8 @@ class ScoreStream:
         if self._work is not None:
             await asyncio.wait({self._work})
 
-    def _wake(self) -> None:
-        if self._coming is not None and not self._coming.done():
-            self._coming.set_result(None)
+    def _over(self, _: asyncio.Task[None]) -> None:
+        if self._end is not None:
+            self._end()
+        if self._tell is not None:
+            self._tell()

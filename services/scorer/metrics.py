@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import regex
-from rapidfuzz.distance import LCSseq
 
 from instructzero.contracts import MetricName, MetricSpec
 from instructzero.errors import InvalidRequest
@@ -87,6 +86,8 @@ def _f1(answer: str, output: str) -> float:
 
 def _rouge_l(answer: str, output: str) -> float:
     """F-measure of the longest common subsequence of words: order counts, gaps do not."""
+    from rapidfuzz.distance import LCSseq  # no other metric needs its 3 MB
+
     said, expected = _tokens(answer), _tokens(output)
     n_common = LCSseq.similarity(said, expected)
     return 2 * n_common / (len(said) + len(expected)) if n_common else 0.0

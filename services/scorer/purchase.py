@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 
 from instructzero.contracts import ScoreError
@@ -49,6 +49,8 @@ TOO_LATE = ScoreError(
 
 class CallPool:
     """The calls that one request may make, retries and a judge's included."""
+
+    __slots__ = ("_left",)
 
     def __init__(self, calls: int | None) -> None:
         self._left = calls
@@ -185,23 +187,18 @@ class Counter:
             if not is_sent:
                 order.pool.give_back()
 
-    async def _permit(self, order: Order, messages: Sequence[Message]) -> Permit | None:
+    def _permit(self, order: Order, messages: Sequence[Message]) -> Awaitable[Permit | None]:
         target = self.connection.target
         tokens = float(round(self.guess.prompt(messages) + target.config.sampling.max_tokens))
-        pace = pace_of(target, tokens)
-        try:
-            with order.waits.noticed() as notice:
-                async with asyncio.timeout_at(order.send_until):
-                    return await self.limiter.acquire(
-                        target.scope,
-                        pace,
-                        job=order.job,
-                        weight=order.weight,
-                        tokens=tokens,
-                        notice=notice,
-                    )
-        except TimeoutError:
-            return None
+        permit = self.limiter.acquire(
+            target.scope,
+            pace_of(target, tokens),
+            job=order.job,
+            weight=order.weight,
+            tokens=tokens,
+            notice=order.waits.noticed().notice,
+        )
+        return permit if order.send_until is None else _in_time(permit, order.send_until)
 
     async def _send(self, order: Order, permit: Permit, messages: Sequence[Message]) -> Attempt:
         feedback = Feedback()
@@ -284,6 +281,14 @@ class Counter:
             message=f"target {name} has not answered for {seconds:g} s",
             retryable=True,
         )
+
+
+async def _in_time(permit: Awaitable[Permit], end: float) -> Permit | None:
+    try:
+        async with asyncio.timeout_at(end):
+            return await permit
+    except TimeoutError:
+        return None
 
 
 def _now() -> float:

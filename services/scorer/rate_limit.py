@@ -83,7 +83,7 @@ class RateLimiter:
     async def acquire(
         self, scope: str, pace: Pace, *, job: str, weight: float, tokens: float, notice: Notice
     ) -> Permit:
-        """Wait for a permit."""
+        """Wait for a permit; the last notice is None."""
         ticket = f"{self._prefix}-{next(self._numbers)}"
         line = self._lines.get((scope, job))
         if line is None:
@@ -91,10 +91,18 @@ class RateLimiter:
         line.n_present += 1
         try:
             if line.n_present > 1:
-                await self._stand_in(line, notice)
+                turn = line.stand_in()
+                notice("rate_limited")  # the wait goes on until the permit is there
+                try:
+                    await turn
+                except asyncio.CancelledError:
+                    if turn.done() and not turn.cancelled():
+                        line.is_headless = True  # it was our turn; the next one takes it
+                    raise
             ask = Ask(ticket, job, weight, tokens)
             return await self._ask_until_granted(line, ask, pace, notice)
         finally:
+            notice(None)
             line.n_present -= 1
             self._next(line)
 
@@ -111,18 +119,6 @@ class RateLimiter:
         while self._background:
             await asyncio.wait(self._background, timeout=5)
         await self._gate.aclose()
-
-    async def _stand_in(self, line: _Line, notice: Notice) -> None:
-        """Wait for our turn to ask; the wait goes on until the permit is there."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line.turns.append(turn)
-        notice("rate_limited")
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                line.is_headless = True  # it was our turn; the next one takes it
-            raise
 
     async def _ask_until_granted(self, line: _Line, ask: Ask, pace: Pace, notice: Notice) -> Permit:
         line.is_headless = False
@@ -145,7 +141,6 @@ class RateLimiter:
                 await line.sleep(decision)
         finally:
             line.is_headless = True
-            notice(None)
 
     def _next(self, line: _Line) -> None:
         """Let the next in line ask, or end the line."""
@@ -209,6 +204,12 @@ class _Line:
     is_woken: bool = False
     sleeping: asyncio.Future[None] | None = None
     waits_for: str = ""
+
+    def stand_in(self) -> asyncio.Future[None]:
+        """Take the last place; the future is done when it is our turn to ask."""
+        turn = asyncio.get_running_loop().create_future()
+        self.turns.append(turn)
+        return turn
 
     async def sleep(self, decision: Decision) -> None:
         if self.is_woken and decision.why in WOKEN_BY_RELEASE:  # while we were asking

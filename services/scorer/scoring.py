@@ -10,9 +10,7 @@ from functools import partial
 
 from instructzero.contracts import (
     MetricName,
-    ScoreCondition,
     ScoreError,
-    ScoreExample,
     ScoreLine,
     ScoreRequest,
     TargetView,
@@ -34,6 +32,7 @@ from services.scorer.purchase import CallPool, Counter, Order
 from services.scorer.rate_limit import LocalGate, RateLimiter
 from services.scorer.settings import Settings
 from services.scorer.targets import Target, Targets
+from services.scorer.wanted import Case, Terms, TermsInUse, cases_of
 from services.scorer.webhook import ScoringWebhook
 
 
@@ -61,6 +60,7 @@ class ScorerPool:
         )
         self._counters: dict[str, Counter] = {}
         self._webhooks: dict[str, ScoringWebhook] = {}
+        self._terms = TermsInUse()
         self._n_waiting = 0
 
     async def score(self, request: ScoreRequest) -> AsyncGenerator[Line, None]:
@@ -91,21 +91,17 @@ class ScorerPool:
             job=request.job_id,
             weight=request.weight,
             pool=CallPool(request.calls),
-            waits=Waits(
-                lambda condition: stream.put(ScoreCondition(condition=condition)),
-                self._settings.condition_after_seconds,
-            ),
+            waits=Waits(stream.put_condition, self._settings.condition_after_seconds),
             send_until=None if within is None else asyncio.get_running_loop().time() + within,
         )
-        n_examples = len(request.examples)
-
-        def end() -> None:
-            self._n_waiting -= n_examples
-            meters.EXAMPLES.dec(n_examples)
-
-        self._n_waiting += n_examples
-        meters.EXAMPLES.inc(n_examples)
-        stream.run(self._score_all(request, order, stream.put), end)
+        terms, cases = self._terms.of(request), cases_of(request)
+        self._n_waiting += len(cases)
+        meters.EXAMPLES.inc(len(cases))
+        if len(cases) == 1:  # no second task for it
+            work = self._score_one(terms, cases[0], order, stream.put)
+        else:
+            work = self._score_all(terms, cases, order, stream.put)
+        stream.run(work, partial(self._end, len(cases)))
         return stream
 
     def check(self, request: ScoreRequest) -> None:
@@ -153,6 +149,10 @@ class ScorerPool:
         await self._answers.aclose()
         await self._limiter.aclose()
 
+    def _end(self, n_examples: int) -> None:
+        self._n_waiting -= n_examples
+        meters.EXAMPLES.dec(n_examples)
+
     def _counter(self, target: Target) -> Counter:
         if target.name not in self._counters:
             self._counters[target.name] = Counter(
@@ -171,41 +171,36 @@ class ScorerPool:
             self._webhooks[name] = ScoringWebhook(self._targets.webhook(name), self._settings)
         return self._webhooks[name]
 
-    async def _score_all(self, request: ScoreRequest, order: Order, put: Put) -> None:
-        if len(request.examples) == 1:  # no second task for it
-            await self._score_one(request, request.examples[0], order, put)
-            return
+    async def _score_all(self, terms: Terms, cases: list[Case], order: Order, put: Put) -> None:
         async with asyncio.TaskGroup() as group:
-            for example in request.examples:
-                group.create_task(self._score_one(request, example, order, put))
+            for case in cases:
+                group.create_task(self._score_one(terms, case, order, put))
 
-    async def _score_one(
-        self, request: ScoreRequest, example: ScoreExample, order: Order, put: Put
-    ) -> None:
-        bill, judging = self._bill(request.target), None
-        if request.metric.name is MetricName.JUDGE:
-            judging = self._bill(request.metric.target or "")
+    async def _score_one(self, terms: Terms, case: Case, order: Order, put: Put) -> None:
+        bill, judging = self._bill(terms.target), None
+        if terms.metric.name is MetricName.JUDGE:
+            judging = self._bill(terms.metric.target or "")
         outcome = Outcome(bill, judging)
-        for repeat in range(request.repeats):
+        for repeat in range(terms.repeats):
             answer = await self._answer(
-                request, request.target, ask_of(request, example), repeat, order, bill
+                terms, terms.target, ask_of(terms, case), repeat, order, bill
             )
             if isinstance(answer, ScoreError):
                 outcome.error = answer
                 break
             outcome.answers.append(answer)
-            score = await self._score(request, example, answer, order, judging)
+            score = await self._score(terms, case, answer, order, judging)
             if isinstance(score, ScoreError):
                 outcome.error = score
                 if score.stops_job:
                     order.stop = score  # no answer is bought that nobody can score
                 break
             outcome.scores.append(score)
-        put(outcome.line(example.id))
+        put(outcome.line(case.id))
 
     async def _answer(
         self,
-        request: ScoreRequest,
+        terms: Terms,
         name: str,
         messages: Sequence[Message],
         repeat: int,
@@ -219,9 +214,9 @@ class ScorerPool:
             base_url=connection.target.config.base_url,
             body=connection.body,
             messages=messages,
-            tenant=request.tenant,
+            tenant=terms.tenant,
             repeat=repeat,
-            job_id=None if request.cache else request.job_id,
+            job_id=None if terms.cache else terms.job_id,
         )
         n_calls = bill.calls
         buy = partial(counter.buy, order, bill, messages)
@@ -232,8 +227,8 @@ class ScorerPool:
 
     async def _score(
         self,
-        request: ScoreRequest,
-        example: ScoreExample,
+        terms: Terms,
+        case: Case,
         answer: CachedAnswer,
         order: Order,
         judging: Bill | None,
@@ -241,29 +236,29 @@ class ScorerPool:
         if answer.is_refused:
             return 0.0
         if judging is not None:
-            return await self._judge(request, example, answer, order, judging)
-        if request.metric.name is MetricName.WEBHOOK:
-            webhook = self._webhook(request.metric.webhook or "")
-            return await webhook.score(request, example, answer.text, order.waits)
+            return await self._judge(terms, case, answer, order, judging)
+        if terms.metric.name is MetricName.WEBHOOK:
+            webhook = self._webhook(terms.metric.webhook or "")
+            return await webhook.score(terms, case, answer.text, order.waits)
         try:
-            return score_answer(request.metric, answer.text, example.outputs)
+            return score_answer(terms.metric, answer.text, case.outputs)
         except InstructZeroError as problem:
             return ScoreError(code=problem.reason, message=problem.detail)
 
     async def _judge(
         self,
-        request: ScoreRequest,
-        example: ScoreExample,
+        terms: Terms,
+        case: Case,
         answer: CachedAnswer,
         order: Order,
         bill: Bill,
     ) -> float | ScoreError:
         """Buy a grade; one that cannot be read is asked for once more."""
-        name, rubric = request.metric.target or "", request.metric.rubric or ""
-        sampling = self._targets.get(request.target).config.sampling
-        messages = judge_messages(rubric, example, answer.text, max_tokens=sampling.max_tokens)
+        name, rubric = terms.metric.target or "", terms.metric.rubric or ""
+        sampling = self._targets.get(terms.target).config.sampling
+        messages = judge_messages(rubric, case, answer.text, max_tokens=sampling.max_tokens)
         for attempt in range(2):
-            reply = await self._answer(request, name, messages, attempt, order, bill)
+            reply = await self._answer(terms, name, messages, attempt, order, bill)
             if isinstance(reply, ScoreError):
                 return reply
             if not reply.is_refused and (grade := read_grade(reply.text)) is not None:
@@ -308,7 +303,7 @@ class Outcome:
         )
 
 
-def ask_of(request: ScoreRequest, example: ScoreExample) -> list[Message]:
+def ask_of(terms: Terms, case: Case) -> list[Message]:
     """Return the messages that put one example to the target."""
-    text = render(request.template, instruction=request.instruction, text=example.input)
+    text = render(terms.template, instruction=terms.instruction, text=case.input)
     return [{"role": "user", "content": text}]

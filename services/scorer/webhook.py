@@ -22,12 +22,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from instructzero.contracts import ScoreError, ScoreExample, ScoreRequest
+from instructzero.contracts import ScoreError
 from services.scorer.conditions import Waits
 from services.scorer.egress import ForbiddenAddress, GuardedResolver, Lookup, look_up
 from services.scorer.failures import Failure, Kind, retry_after
 from services.scorer.settings import Settings
 from services.scorer.targets import Webhook
+from services.scorer.wanted import Case, Terms
 
 MAX_REPLY_BYTES: Final = 64 * 1024
 RETRYABLE_STATUS: Final = frozenset({408, 409, 425, 429})
@@ -49,10 +50,10 @@ class ScoringWebhook:
         self._jitter = random.Random()  # noqa: S311 - spreads retries, decides nothing
 
     async def score(
-        self, request: ScoreRequest, example: ScoreExample, answer: str, waits: Waits
+        self, terms: Terms, case: Case, answer: str, waits: Waits
     ) -> float | ScoreError:
         """Return the score of one answer, after a few attempts if need be."""
-        body = _body(request, example, answer)
+        body = _body(terms, case, answer)
         for n_tried in range(1, self._settings.max_attempts + 1):
             async with self._slots:
                 outcome = await self._attempt(body)
@@ -209,12 +210,12 @@ def read_score(body: bytes) -> float | None:
     return float(score) if math.isfinite(score) and 0 <= score <= 1 else None
 
 
-def _body(request: ScoreRequest, example: ScoreExample, answer: str) -> bytes:
+def _body(terms: Terms, case: Case, answer: str) -> bytes:
     content = {
-        "job_id": request.job_id,
-        "example_id": example.id,
-        "input": example.input,
-        "outputs": list(example.outputs),
+        "job_id": terms.job_id,
+        "example_id": case.id,
+        "input": case.input,
+        "outputs": list(case.outputs),
         "answer": answer,
     }
     return json.dumps(content, ensure_ascii=False).encode()

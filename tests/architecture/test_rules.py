@@ -54,12 +54,22 @@ def test_files_and_functions_stay_short(path):
             assert length <= 60, f"{node.name} has {length} lines; aim at 40"
 
 
-def test_the_client_side_stays_light():
-    program = (
-        "import sys, instructzero, instructzero.contracts, instructzero.datasets\n"
-        "heavy = {'torch', 'fastapi', 'sqlalchemy', 'redis', 'ray', 'numpy', 'yaml'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        (
+            "instructzero, instructzero.contracts, instructzero.datasets",
+            {"torch", "fastapi", "sqlalchemy", "redis", "ray", "numpy", "yaml"},
+        ),
+        (
+            "services.cli, services.commands.serving, services.scorer.app",
+            {"torch", "sqlalchemy", "redis", "ray", "numpy", "httpx", "rapidfuzz"},
+        ),
+    ],
+    ids=["client", "scorer"],
+)
+def test_a_process_imports_nothing_heavy_that_it_does_without(modules, heavy):
+    program = f"import sys, {modules}\nprint(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
