@@ -93,6 +93,11 @@ VARIANTS: Mapping[str, Variant] = {
     "normal tails": Variant(
         "a long shot is worth what a normal belief says", {}, {"racing.TAIL": 1e6}
     ),
+    "any better arm": Variant(
+        "the best posterior mean is recommended, however small its lead",
+        {},
+        {"race.BETTER_BY": 0.0},
+    ),
     "rounds of 16": Variant("more decisions, fewer calls in flight", calls_per_round=16),
     "look ahead 5": Variant("no larger lots are weighed", {}, {"racing.LOOK_AHEAD": (5,)}),
     "no refit": Variant("hyper-parameters of the prior", {}, {"race.REFIT_GROWTH": 1e9}),

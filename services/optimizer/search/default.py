@@ -3,7 +3,8 @@
 1. A pool of instructions from Sobol points; meanwhile a first look at some of them.
 2. Round after round: fit the Gaussian process over arms, buy calls by knowledge gradient per call,
    and generate more instructions where the model expects improvement.
-3. Recommend the arm with the best posterior mean, which is not biased by having been chosen.
+3. Recommend by posterior mean, which is not biased by having been chosen; the arm recommended last
+   stays until another is better by more than a point or the calls are spent.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class DefaultStrategy:
         self._seen.observe(texts, scores)
 
     def recommend(self) -> Recommendation | None:
-        """Return the evaluated arm with the best posterior mean."""
+        """Return the last leader or, if it is better, the arm with the best posterior mean."""
         with one_thread():
             return self._race.recommend()
 

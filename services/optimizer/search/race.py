@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from services.optimizer.search.allowance import Allowance
+from services.optimizer.search.allowance import Allowance, total_calls
 from services.optimizer.search.box import improvement_slice
 from services.optimizer.search.kernel import ArmPoints, distances
 from services.optimizer.search.observations import Observations
@@ -41,7 +41,9 @@ FIRST_BLOCK = 6
 """Arms begin at different ones of this many examples: one hard example in common would cost all
 wordings of a good instruction their first look."""
 BETTER_BY = 0.01
-"""A better arm than the leader is one that is better by more than this."""
+"""A better arm than the leader is one that is better by more than this. The recommendation moves
+only to such an arm while calls are left: else one wording of a good instruction would follow
+another with every few answers, none of them better."""
 N_CANDIDATES = 250
 """Candidate points of either kind."""
 
@@ -84,6 +86,8 @@ class Race:
         standing = self._standing(_scales(memo))
         if self._options.stop_chance and chance_of_better(standing) < self._options.stop_chance:
             return None
+        leader = standing.evaluated[_leading_row(standing, self._seen.memo)]
+        memo = {**memo, "leader": int(leader)}
         evaluations = self._allocate(standing, allowance)
         n_points = min(n_points, self._options.guided_points + self._options.uniform_points)
         points, notes = self._points(standing, n_points) if allowance.calls else ((), ())
@@ -99,11 +103,14 @@ class Race:
         )
 
     def recommend(self) -> Recommendation | None:
-        """Return the evaluated arm with the best posterior mean; ties go to the lower number."""
-        if not self._seen.n_observed().any():
+        """Return the last leader or a better arm; in the end, the best posterior mean."""
+        seen, memo = self._seen, self._seen.memo
+        n_observed = int(seen.n_observed().sum())
+        if not n_observed:
             return None
-        standing = self._standing(_scales(self._seen.memo))
-        arm = int(standing.evaluated[np.argmax(standing.mean[standing.evaluated])])
+        standing = self._standing(_scales(memo))
+        is_over = n_observed >= total_calls(seen.problem)
+        arm = int(standing.evaluated[_leading_row(standing, {} if is_over else memo)])
         return Recommendation(arm, float(standing.mean[arm]), float(standing.sd[arm]))
 
     def figures(self) -> Mapping[str, object]:
@@ -279,6 +286,16 @@ def chance_of_better(standing: Standing) -> float:
     chances = ndtr(-behind / np.sqrt(np.maximum(variance, 1e-12)))
     chances[leader] = 0.0
     return float(min(1.0, chances.sum()))
+
+
+def _leading_row(standing: Standing, memo: Mapping[str, Any]) -> int:
+    """Row, among the evaluated arms, of the one to recommend: the last leader or a better one."""
+    means, leader = standing.posterior.mean, memo.get("leader")
+    best = int(np.argmax(means))
+    row = int(np.searchsorted(standing.evaluated, -1 if leader is None else leader))
+    if row == len(means) or standing.evaluated[row] != leader:
+        return best
+    return best if means[best] - means[row] > BETTER_BY else row
 
 
 def _scales(memo: Mapping[str, Any]) -> Scales:

@@ -149,7 +149,7 @@ class Strategy(Protocol):
         ...
 
     def recommend(self) -> Recommendation | None:
-        """Return the best arm by posterior mean, or None if nothing was evaluated."""
+        """Return the arm the strategy would stake the job on, or None if nothing was evaluated."""
         ...
 
     def state(self) -> Mapping[str, object]:

@@ -18,6 +18,7 @@ from services.optimizer.search.registry import STRATEGIES, BadOption, UnknownStr
 from services.optimizer.search.similarity import answer_similarity
 from services.optimizer.search.strategy import (
     Decision,
+    Evaluation,
     GeneratedText,
     Problem,
     Room,
@@ -263,6 +264,27 @@ def test_the_state_shows_the_leaders_best_first_and_a_slice_of_the_box() -> None
     means = [leader["mean"] for leader in figures["leaders"]]
     assert means == sorted(means, reverse=True)
     assert figures["leaders"][0]["arm"] == strategy.recommend().arm  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("n_right", "calls", "expected"), [(75, 300, 1), (80, 300, 0), (75, 200, 0)]
+)
+def test_while_calls_are_left_the_recommendation_stays_until_another_is_clearly_better(
+    n_right: int, calls: int, expected: int
+) -> None:
+    """The leader, arm 1, has 74 of 100 right and the other more; both have cost 200 calls."""
+    job = problem(n_validation=100, given=("the other", "the leader"), calls=calls)
+    pairs = tuple(Evaluation(arm, example) for arm in (0, 1) for example in range(100))
+    scores = [
+        Scored(pair.arm, pair.example, float(pair.example < (n_right, 74)[pair.arm]), "")
+        for pair in pairs
+    ]
+    strategy = make_strategy("default", job)
+    strategy.decided(Decision(evaluations=pairs, memo={"leader": 1}))
+    strategy.observe((), scores)
+    found = strategy.recommend()
+    assert found is not None
+    assert found.arm == expected
 
 
 @pytest.mark.slow
