@@ -44,4 +44,5 @@ async def lines_of(log: Path, count: int) -> list[dict[str, Any]]:
 
 
 def _lines(log: Path) -> list[str]:
-    return log.read_text().splitlines()
+    """Those that are written to their end."""
+    return log.read_text().split("\n")[:-1]
