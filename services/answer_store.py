@@ -10,7 +10,7 @@ from services.optimizer import store
 from services.optimizer.database import Database
 from services.scorer.cache import CachedAnswer
 
-WRITE_PAUSE_SECONDS = 0.02
+WRITE_PAUSE_SECONDS = 0.05
 """Nobody waits for an answer's line while others are handed over: a commit serves several."""
 
 

@@ -42,9 +42,7 @@ from services.optimizer.state import JobState
 
 log = logging.getLogger(__name__)
 LARGEST_CHUNK = 8
-SMALLEST_CHUNK = 4
-"""What is handed over as soon as so many slots are free, rather than wait for the slowest of a
-large chunk; smaller ones would cost a commit for next to every answer."""
+"""Smaller ones would cost a commit for next to every answer."""
 PATIENCE_SECONDS = 1800.0
 FEW = 10
 MOST_UNANSWERABLE = 0.2
@@ -101,11 +99,8 @@ class Buyer:
             async with asyncio.TaskGroup() as group, self._entrance:  # earlier orders first
                 missing = self._state.missing(order.pairs, order.split)
                 for chunk in order.chunks(missing, self._chunk_size):
-                    while chunk.left:
-                        n = await self._take_slots(len(chunk.left))
-                        part = Chunk(order, chunk.arm, chunk.left[:n])
-                        del chunk.left[:n]
-                        group.create_task(self._buy_chunk(part))
+                    await self._take_slots(len(chunk.left))
+                    group.create_task(self._buy_chunk(chunk))
                     if not self._may_buy(order):
                         break
         except* Exception as errors:
@@ -117,17 +112,16 @@ class Buyer:
         is_open = self._refusal is None and order.step not in self._denied
         return is_open and self._permission.may_buy()
 
-    async def _take_slots(self, n: int) -> int:
-        """Take up to `n` slots, as many as are free; waits until a few are."""
+    async def _take_slots(self, n: int) -> None:
+        """Take `n` slots; meanwhile the target works on what is handed over beyond its limit."""
         n_taken = 0
         try:
-            while n_taken < min(n, SMALLEST_CHUNK) or (n_taken < n and not self._slots.locked()):
+            while n_taken < n:
                 await self._slots.acquire()
                 n_taken += 1
         except asyncio.CancelledError:
             self._give_slots(n_taken)
             raise
-        return n_taken
 
     def _give_slots(self, n: int) -> None:
         for _ in range(n):

@@ -1,8 +1,8 @@
 """The ledger of paid calls: reserve before, record after, never beyond the budget.
 
 Many calls are in flight at once, so writes are gathered: while one fenced transaction is committed,
-in a thread, the next one fills. An answer for which nobody waits yet is committed with the next
-write that somebody waits for, or a moment later. Writes are committed in the order they were made.
+in a thread, the next one fills. Answers, and the ends of handovers, are committed with the next
+write that cannot wait, or a moment later. Writes are committed in the order they were made.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Transaction:
 
 Apply = Callable[[Transaction], Any]
 LONGEST_PAUSE_SECONDS = 0.05
-"""After this an answer is committed even if nothing else is."""
+"""After this a write that can wait is committed even if nothing else is."""
 
 
 @dataclass(eq=False)
@@ -246,7 +246,8 @@ class Ledger:
     async def close(self, handover: Handover, *, is_in_doubt: bool = False) -> None:
         """Give back what a handover did not use; in doubt: charge it instead."""
         closing = _closing(handover.number, is_in_doubt=is_in_doubt)
-        meters.IN_DOUBT.inc(await asyncio.shield(self._write(_Write(closing, handover.number))))
+        write = self._write(_Write(closing, handover.number), can_wait=True)
+        meters.IN_DOUBT.inc(await asyncio.shield(write))
 
     async def set_condition(self, name: str, *, is_on: bool) -> None:
         """Show or clear a condition of the job."""
