@@ -109,8 +109,10 @@ class Buyer:
             raise self._refusal
 
     def _may_buy(self, order: Order) -> bool:
-        is_open = self._refusal is None and order.step not in self._denied
-        return is_open and self._permission.may_buy()
+        return order.step not in self._denied and self._may_send()
+
+    def _may_send(self) -> bool:
+        return self._refusal is None and self._permission.may_buy()
 
     async def _take_slots(self, n: int) -> None:
         """Take `n` slots; meanwhile the target works on what is handed over beyond its limit."""
@@ -178,8 +180,7 @@ class Buyer:
             )
         wanted = len(chunk.left)
         keep = Cost() if order.is_check else state.keep
-        if order.is_check:  # before the ledger is asked: what it is asked next keeps less
-            state.n_checking += wanted
+        state.n_checking += order.is_check * wanted  # at once: what is asked next keeps less
         handover = await self._ledger.reserve(
             step=order.step,
             arm=chunk.arm,
@@ -187,15 +188,15 @@ class Buyer:
             one=worst.times(state.calls_each),
             keep=keep,
         )
-        if order.is_check:
-            state.n_checking -= wanted - (handover.n if handover else 0)
+        state.n_checking -= order.is_check * (wanted - (handover.n if handover else 0))
         return handover
 
     async def _hand_over(self, chunk: Chunk, handover: Handover) -> None:
         """Hand over as many examples as were granted; those that are answered leave the chunk."""
         fail_point("sent")
-        if not self._may_buy(chunk.order):  # refused, asked to stop, or frozen, meanwhile
+        if not self._may_send():  # refused, asked to stop, or frozen, meanwhile
             await self._ledger.close(handover)
+            self._state.n_checking -= chunk.order.is_check * handover.n
             return
         request = self._request(chunk, handover)
         bought: list[Bought] = []
@@ -227,8 +228,7 @@ class Buyer:
                     self._settle(chunk, one)
                 answered = [one for one in bought if one.example is not None]
                 self._give_slots(sum(not one.line.calls for one in answered))
-                if chunk.order.is_check:
-                    self._state.n_checking -= handover.n - len(answered)
+                self._state.n_checking -= chunk.order.is_check * (handover.n - len(answered))
             finally:
                 self._n_open -= 1
                 self._moved.set()
