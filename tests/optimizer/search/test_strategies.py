@@ -129,7 +129,7 @@ def test_a_replayed_strategy_goes_on_as_if_it_had_never_stopped(name: str) -> No
 
 def restored(decision: Decision) -> Decision:
     """A decision as the journal gives it back, with its pairs as objects again."""
-    from services.optimizer.state import decision_from_json
+    from services.optimizer.steps import decision_from_json
 
     content: Mapping[str, object] = {
         **vars(decision),
