@@ -36,7 +36,7 @@ from services.optimizer.search.strategy import (
     Room,
     Scored,
 )
-from services.optimizer.state import decision_from_json, decision_to_json
+from services.optimizer.steps import decision_from_json, decision_to_json
 
 DIM, EXAMPLES = 10, 20
 SIZES = (25, 75, 150, 300, 600, 1000)
