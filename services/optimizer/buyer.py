@@ -105,7 +105,10 @@ class Buyer:
                         break
         except* Exception as errors:
             raise first_error(errors) from errors
-        if self._refusal is not None:  # by now what was in flight is stored
+        if self._refusal is not None:
+            while self._n_open:  # what is in flight for other steps is to be stored too
+                self._moved.clear()
+                await self._moved.wait()
             raise self._refusal
 
     def _may_buy(self, order: Order) -> bool:

@@ -97,7 +97,7 @@ async def search(run: JobRun, group: asyncio.TaskGroup) -> None:
         if asked is not None:
             start(asked)
         elif flying:
-            if is_free:
+            if is_free and not run.permission.is_interrupted():
                 await final.begin(run, group)
             step, work = flying.popleft()
             await work

@@ -397,6 +397,7 @@ async def store_texts(
                 update(ArmRow)
                 .where(ArmRow.job_id == claim.job_id, ArmRow.n == point.arm)
                 .values(n_points=ArmRow.n_points + 1)
+                .execution_options(synchronize_session=False)  # a retry stores the same objects
             )
 
 
