@@ -92,7 +92,7 @@ async def serve_target(
     with closing(listener):
         config = uvicorn.Config(
             create_app(options),
-            log_level="critical",
+            log_config=None,  # the level would hold for every other server of the process too
             access_log=False,
             lifespan="on",
             timeout_graceful_shutdown=1,

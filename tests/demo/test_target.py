@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -368,3 +369,9 @@ def test_a_log_that_cannot_be_written_is_refused(tmp_path):
 
 def test_the_key_is_in_no_repr():
     assert KEY not in repr(TargetOptions(api_key=KEY))
+
+
+async def test_a_target_leaves_the_logs_of_other_servers_in_its_process_alone(serve, caplog):
+    await serve()
+    logging.getLogger("uvicorn.error").error("a bug elsewhere")
+    assert "a bug elsewhere" in caplog.text
