@@ -7,13 +7,14 @@
 Read off every 20 calls (`landscapes.play`): the true score of the instruction that the strategy
 would recommend then. *Sustained* is the number of calls from which on it always has 95 % of the
 best attainable; *first hit* is where it first has. A run that never gets there counts with its last
-call, so that ratios against it are lower bounds.
+call: one of another strategy makes that ratio too low, one of `default` too high.
 
 `--landscapes demo` plays tasks of the bundled demo model: soft prompts, instructions and
 answers are the model's own.
 
 Rows are kept by landscape and strategy: a run with some of them only (`--strategies instructzero`)
-replaces those and leaves the rest of the file as it was, when the seeds are the same.
+replaces those and leaves the rest of the file as it was. Rows may have different numbers of runs,
+from the same first seed on; ratios are of the seeds that both have.
 """
 
 from __future__ import annotations
@@ -139,11 +140,12 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def compare(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ratios of another strategy's row to `default`'s, run by run."""
-    return {
-        name: vars(paired_ratio(theirs[f"{name}_censored"], mine[f"{name}_censored"]))
-        for name in MEASURES
-    }
+    """Return the ratios of another strategy's row to `default`'s, seed by seed."""
+    found: dict[str, Any] = {"runs": min(mine["runs"], theirs["runs"])}
+    for name in MEASURES:
+        pair = [row[f"{name}_censored"][: found["runs"]] for row in (theirs, mine)]
+        found[name] = vars(paired_ratio(*pair))
+    return found
 
 
 def pooled(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -153,10 +155,14 @@ def pooled(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         pairs = [(f"{kind}/default", f"{kind}/{strategy}") for kind in ("easy", "medium", "hard")]
         if strategy == "default" or any(key not in rows for pair in pairs for key in pair):
             continue
+        runs = [min(rows[key]["runs"] for key in pair) for pair in pairs]
         mine, theirs = (
-            {
+            {"runs": sum(runs)}
+            | {
                 f"{name}_censored": [
-                    calls for pair in pairs for calls in rows[pair[side]][f"{name}_censored"]
+                    calls
+                    for pair, count in zip(pairs, runs, strict=True)
+                    for calls in rows[pair[side]][f"{name}_censored"][:count]
                 ]
                 for name in MEASURES
             }
@@ -224,7 +230,6 @@ def main(arguments: Iterable[str] | None = None) -> None:
     seeds = {
         "kind": "report" if options.report else "development",
         "first": FIRST_SEED["report" if options.report else "development"],
-        "count": options.seeds,
     }
     if options.report and not options.smoke:
         count_look(options.strategies, options.landscapes)
@@ -264,12 +269,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
 
 
 def earlier_rows(name: str, seeds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the rows that an earlier run wrote for the same seeds."""
+    """Return the rows that an earlier run wrote, from the same first seed on."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return {}
     earlier = json.loads(path.read_text())
-    return dict(earlier["rows"]) if earlier["seeds"] == seeds else {}
+    return dict(earlier["rows"]) if earlier["seeds"]["first"] == seeds["first"] else {}
 
 
 def _place(key: str) -> tuple[int, int]:

@@ -189,7 +189,7 @@ class Race:
             counts = taken[field] + np.array([chosen.get(int(arm), 0) for arm in field])
             value = knowledge_gradient(
                 standing.mean[field],
-                np.maximum(np.diag(covariance), 1e-12),
+                covariance,
                 noise,
                 seen.n_observed()[field] > 0,
                 counts,

@@ -44,7 +44,7 @@ def student_gain(x: FloatArray, freedom: FloatArray) -> FloatArray:
 
 def knowledge_gradient(
     mean: FloatArray,
-    variance: FloatArray,
+    covariance: FloatArray,
     noise: FloatArray,
     is_tried: NDArray[np.bool_],
     n_examples: NDArray[np.intp],
@@ -53,7 +53,8 @@ def knowledge_gradient(
 
     Args:
         mean: m posterior means.
-        variance: m posterior variances.
+        covariance: m x m, posterior; what arms have in common is not weighed here, which is worth
+            nothing (benchmarks/ablation.py, "gain on the difference").
         noise: m variances of one score.
         is_tried: m, True where the arm may be recommended now.
         n_examples: m numbers of examples, observed or to come.
@@ -67,6 +68,7 @@ def knowledge_gradient(
     second = float(others.max()) if len(mean) > 1 else -np.inf
     gap[leader] = mean[leader] - second if np.isfinite(second) else 1.0
     distance = np.abs(gap)
+    variance = np.maximum(np.diag(covariance), 1e-12)
     freedom = np.asarray(TAIL + n_examples, dtype=np.float64)
     best = np.zeros(len(mean))
     for r in LOOK_AHEAD:

@@ -108,7 +108,8 @@ def test_the_knowledge_gradient_is_the_expected_gain_of_the_recommendation() -> 
     variance = np.array([0.005, 0.01, 0.02])
     noise = np.array([0.2, 0.2, 0.2])
     n_examples = np.array([30, 1, 1])
-    found = knowledge_gradient(mean, variance, noise, np.array([True, True, True]), n_examples)
+    is_tried = np.array([True, True, True])
+    found = knowledge_gradient(mean, np.diag(variance), noise, is_tried, n_examples)
     for arm in (0, 1):
         best = 0.0
         for r in LOOK_AHEAD:
