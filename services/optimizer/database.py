@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from instructzero.errors import InvalidRequest, StoreUnavailable
 
@@ -59,7 +60,7 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
-        self.thread_writes.kw["bind"].dispose()
+        close_engine(self.thread_writes.kw["bind"])
 
 
 def parse_url(raw: str) -> URL:
@@ -143,6 +144,16 @@ def open_sync_engine(raw: str) -> Engine:
         _prepare_sqlite(engine)
         return engine
     return create_engine(url, pool_size=2, pool_pre_ping=True, isolation_level=ISOLATION)
+
+
+def close_engine(engine: Engine) -> None:
+    """Close every connection, and each that a thread still uses as soon as it gives it back."""
+
+    @event.listens_for(engine.pool, "checkin")
+    def close(_: object, record: ConnectionPoolEntry) -> None:
+        record.invalidate()  # it would come back to a pool that nobody closes any more
+
+    engine.dispose()
 
 
 def _alembic(connection: Connection | None = None) -> Config:

@@ -9,7 +9,7 @@ import uuid
 from instructzero.contracts import JobStatus, StatusReason
 from instructzero.errors import JobStopped, LeaseLost, StoreUnavailable
 from services.optimizer import claims, meters, store
-from services.optimizer.database import open_sync_engine
+from services.optimizer.database import close_engine, open_sync_engine
 from services.optimizer.failpoints import fail_point
 from services.optimizer.heartbeat import Heartbeat
 from services.optimizer.job_run import LoopDeps
@@ -69,7 +69,7 @@ class Runner:
 
     def close(self) -> None:
         """Close the heartbeats' connections."""
-        self._heartbeat_engine.dispose()
+        close_engine(self._heartbeat_engine)
 
     async def _pause(self) -> None:
         try:

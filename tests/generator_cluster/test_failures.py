@@ -126,10 +126,14 @@ def test_a_job_waits_for_what_was_killed_under_it_and_ends_as_if_nothing_had_hap
     wait_until(lambda: job.n_points() > 4, seconds=90)
     if victim == "engine":
         cluster.kill(ENGINE, below=DEMO)
+        wait_until(lambda: WAITING in job.conditions(), seconds=90)
     else:
         cluster.kill(DEMO)
+        # What comes between two copies is held by Ray Serve, and the job need not notice.
+        wait_until(
+            lambda: WAITING in job.conditions() or bool(cluster.pids(DEMO) - replica), seconds=90
+        )
     assert not job.process.has_ended
-    wait_until(lambda: WAITING in job.conditions(), seconds=90)
     # The other model does not care.
     assert len(texts(cluster.post(request_body(3, model="q")))) == 3
     assert job.process.wait(START_SECONDS) == 0, job.process.errors()

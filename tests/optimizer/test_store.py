@@ -6,12 +6,12 @@ import asyncio
 import time
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from instructzero.contracts import JobStatus, ScoreLine, TokenUsage
 from instructzero.errors import LeaseLost
 from services.optimizer import claims, store
-from services.optimizer.database import Database, open_sync_engine
+from services.optimizer.database import Database, open_database, open_sync_engine
 from services.optimizer.heartbeat import Heartbeat
 from services.optimizer.jobs import Cost
 from services.optimizer.ledger import Ledger, Signals
@@ -222,3 +222,14 @@ async def test_a_heartbeat_that_lost_its_lease_says_so(
         await lost.wait()
     await heartbeat.stop()
     engine.dispose()
+
+
+async def test_what_a_thread_gives_back_after_the_end_is_closed(postgres_url: str) -> None:
+    database = open_database(postgres_url)
+    with database.thread_writes() as session:
+        session.execute(text("SELECT 1"))
+        given = session.connection().connection.dbapi_connection
+        assert given is not None
+        await database.close()
+        assert not given.closed  # type: ignore[attr-defined]
+    assert given.closed  # type: ignore[attr-defined]
