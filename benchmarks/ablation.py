@@ -86,6 +86,28 @@ def gain_on_the_difference(
     return best
 
 
+def top_two(
+    mean: FloatArray,
+    covariance: FloatArray,
+    noise: FloatArray,
+    is_tried: NDArray[np.bool_],
+    n_examples: NDArray[np.intp],
+) -> FloatArray:
+    """Top-two Thompson sampling (Russo 2020): 1 for the arm it picks, 0 for the others.
+
+    The best arm of one draw from the posterior or, half of the time, of the first draw after it
+    that has another best arm.
+    """
+    rng = np.random.default_rng(int(n_examples.sum()))
+    jitter = 1e-9 * np.eye(len(mean))
+    drawn = rng.multivariate_normal(mean, covariance + jitter, size=60, method="cholesky")
+    best = drawn.argmax(axis=1)
+    others = best[best != best[0]]
+    value = np.zeros(len(mean))
+    value[others[0] if len(others) and rng.uniform() < 0.5 else best[0]] = 1.0
+    return value
+
+
 NO_LATENT = {  # the fit is held at next to nothing
     "surrogate._PRIOR_MEAN": np.log(np.array([1.5, 1e-6, 0.04])),
     "surrogate._PRIOR_SD": np.array([0.5, 1e-3, 1.0]),
@@ -136,6 +158,17 @@ VARIANTS: Mapping[str, Variant] = {
         "calls are weighed by what they say of two arms' difference",
         {},
         {"race.knowledge_gradient": gain_on_the_difference},
+    ),
+    "top-two Thompson": Variant(
+        "calls go to the best of two draws from the posterior",
+        {},
+        {"race.knowledge_gradient": top_two},
+    ),
+    "stay by 3 points": Variant(
+        "the leader stays until another is better by three points", {}, {"race.BETTER_BY": 0.03}
+    ),
+    "first block 24": Variant(
+        "arms begin at different ones of 24 examples", {}, {"race.FIRST_BLOCK": 24}
     ),
     "rounds of 16": Variant("more decisions, fewer calls in flight", calls_per_round=16),
     "look ahead 5": Variant("no larger lots are weighed", {}, {"racing.LOOK_AHEAD": (5,)}),
