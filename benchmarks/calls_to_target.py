@@ -50,7 +50,10 @@ LOOKS = "calls_to_target_looks"
 SHARE = 0.95
 DEMO = "demo"
 KINDS = (*SPECS, DEMO)
+LEVELS = ("easy", "medium", "hard")
 MEASURES = ("sustained", "first_hit")
+EARLIER_REPORT = "calls_to_target_report_2"
+"""An earlier block of report seeds that were played by the same search and read in the same way."""
 
 
 class Cell(NamedTuple):
@@ -139,36 +142,42 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def compare(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ratios of another strategy's row to `default`'s, seed by seed."""
-    found: dict[str, Any] = {"runs": min(mine["runs"], theirs["runs"])}
+def compare(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the ratios of another strategy's rows to `default`'s, seed by seed, all together.
+
+    Args:
+        pairs: a row of `default` and one of the other strategy, of the same landscapes.
+    """
+    counts = [min(mine["runs"], theirs["runs"]) for mine, theirs in pairs]
+    found: dict[str, Any] = {"runs": sum(counts)}
     for name in MEASURES:
-        pair = [row[f"{name}_censored"][: found["runs"]] for row in (theirs, mine)]
-        found[name] = vars(paired_ratio(*pair))
+        mine, theirs = (
+            [
+                calls
+                for pair, count in zip(pairs, counts, strict=True)
+                for calls in pair[side][f"{name}_censored"][:count]
+            ]
+            for side in (0, 1)
+        )
+        found[name] = vars(paired_ratio(theirs, mine))
     return found
 
 
-def pooled(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the ratios over all runs on easy, medium and hard, where they were played."""
+def all_ratios(blocks: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the ratios of each landscape, and of the three levels together, over blocks of rows.
+
+    What not every block has played is left out.
+    """
     found = {}
-    for strategy in OPTIONS:
-        pairs = [(f"{kind}/default", f"{kind}/{strategy}") for kind in ("easy", "medium", "hard")]
-        if strategy == "default" or any(key not in rows for pair in pairs for key in pair):
-            continue
-        runs = [min(rows[key]["runs"] for key in pair) for pair in pairs]
-        mine, theirs = (
-            {"runs": sum(runs)}
-            | {
-                f"{name}_censored": [
-                    calls
-                    for pair, count in zip(pairs, runs, strict=True)
-                    for calls in rows[pair[side]][f"{name}_censored"][:count]
-                ]
-                for name in MEASURES
-            }
-            for side in (0, 1)
-        )
-        found[f"easy, medium and hard/{strategy}"] = compare(mine, theirs)
+    groups = {kind: (kind,) for kind in KINDS} | {", ".join(LEVELS): LEVELS}
+    for group, kinds in groups.items():
+        for strategy in OPTIONS:
+            keys = [(f"{kind}/default", f"{kind}/{strategy}") for kind in kinds]
+            is_played = all(key in rows for rows in blocks for pair in keys for key in pair)
+            if strategy != "default" and is_played:
+                found[f"{group}/{strategy}"] = compare(
+                    [(rows[mine], rows[theirs]) for rows in blocks for mine, theirs in keys]
+                )
     return found
 
 
@@ -249,17 +258,16 @@ def main(arguments: Iterable[str] | None = None) -> None:
             runs = [run for cell, run in played.items() if cell[:2] == (landscape, strategy)]
             rows[f"{landscape}/{strategy}"] = {"limit": limits[strategy], **summarise(runs)}
     rows = {key: rows[key] for key in sorted(rows, key=_place)}
-    ratios = {
-        key: compare(rows[mine], row)
-        for key, row in rows.items()
-        if (mine := f"{key.split('/')[0]}/default") in rows and key != mine
-    }
+    ratios = all_ratios([rows])
     Console(width=150).print(show(rows, ratios))
-    ratios |= pooled(rows)
     if options.smoke:
         return
     content = {"seeds": seeds, "share_of_best": SHARE, "options": OPTIONS}
-    path = record(name, {**content, "rows": rows, "ratios": ratios})
+    content |= {"rows": rows, "ratios": ratios}
+    if options.report:
+        earlier = json.loads((RESULTS / f"{EARLIER_REPORT}.json").read_text())["rows"]
+        content["ratios_with_earlier_report"] = all_ratios([rows, earlier])
+    path = record(name, content)
     for landscape in options.landscapes:
         here = {
             key.split("/")[1]: row for key, row in rows.items() if key.split("/")[0] == landscape

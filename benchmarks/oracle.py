@@ -31,7 +31,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy.special import ndtr, ndtri
 
-from benchmarks.calls_to_target import OPTIONS, SHARE, paired_ratio
+from benchmarks.calls_to_target import OPTIONS, SHARE, censored, paired_ratio
 from benchmarks.landscapes import (
     DIFFICULTY_SD,
     FAMILY_LUCK_SD,
@@ -218,8 +218,10 @@ def run_cell(cell: Cell) -> Run:
 
 
 def summarise(runs: Sequence[Run], default: Sequence[Run]) -> dict[str, Any]:
-    """Return one row: calls, share of the best, and the calls that `default` needs of these."""
-    mine, theirs = ([_sustained(run) for run in part] for part in (runs, default))
+    """Return one row: calls, share of the best, and the ratio of the calls to `default`'s."""
+    mine, theirs = (
+        [censored(run.sustained(SHARE), run) for run in part] for part in (runs, default)
+    )
     return {
         "runs": len(runs),
         "sustained": mine,
@@ -231,10 +233,6 @@ def summarise(runs: Sequence[Run], default: Sequence[Run]) -> dict[str, Any]:
         },
         "of_default": vars(paired_ratio(mine, theirs)),
     }
-
-
-def _sustained(run: Run) -> float:
-    return float(min(run.sustained(SHARE), run.calls[-1]))
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
