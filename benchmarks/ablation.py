@@ -51,7 +51,7 @@ class Variant:
     why: str
     options: Mapping[str, object] = field(default_factory=dict)
     constants: Mapping[str, object] = field(default_factory=dict)
-    calls_per_round: int = 40
+    calls_per_round: int = Problem.calls_per_round
 
 
 def gain_on_the_difference(
@@ -123,7 +123,8 @@ VARIANTS: Mapping[str, Variant] = {
     "no racing": Variant(
         "twenty examples for every arm", {"first_examples": 20, "next_examples": 20}
     ),
-    "next look 2": Variant("smaller lots for a known arm", {"next_examples": 2}),
+    "next look 1": Variant("smaller lots for a known arm", {"next_examples": 1}),
+    "next look 5": Variant("larger lots for a known arm", {"next_examples": 5}),
     "next look 10": Variant("larger lots for a known arm", {"next_examples": 10}),
     "no guided points": Variant(
         "no instruction proposed by expected improvement", {"guided_points": 0}
@@ -145,6 +146,9 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "no example effects": Variant(
         "hard examples are not known as such", {}, {"surrogate.EXAMPLE_VARIANCE": 1e-6}
+    ),
+    "heavier tails": Variant(
+        "a long shot is worth more, as if with three degrees of freedom", {}, {"racing.TAIL": 3.0}
     ),
     "normal tails": Variant(
         "a long shot is worth what a normal belief says", {}, {"racing.TAIL": 1e6}
@@ -170,7 +174,11 @@ VARIANTS: Mapping[str, Variant] = {
     "first block 24": Variant(
         "arms begin at different ones of 24 examples", {}, {"race.FIRST_BLOCK": 24}
     ),
-    "rounds of 16": Variant("more decisions, fewer calls in flight", calls_per_round=16),
+    "rounds of 8": Variant("more decisions, fewer calls in flight", calls_per_round=8),
+    "rounds of 40": Variant("fewer decisions, more calls in flight", calls_per_round=40),
+    "look ahead 2": Variant(
+        "lots of two are weighed too", {}, {"racing.LOOK_AHEAD": (2, *racing.LOOK_AHEAD)}
+    ),
     "look ahead 5": Variant("no larger lots are weighed", {}, {"racing.LOOK_AHEAD": (5,)}),
     "no refit": Variant("hyper-parameters of the prior", {}, {"race.REFIT_GROWTH": 1e9}),
 }

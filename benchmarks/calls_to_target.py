@@ -3,6 +3,7 @@
     python -m benchmarks.calls_to_target --smoke          # a minute, for correctness only
     python -m benchmarks.calls_to_target                  # development seeds
     python -m benchmarks.calls_to_target --report         # report seeds; each look is counted
+    python -m benchmarks.calls_to_target --report earlier # the block of report seeds before
 
 Read off every 20 calls (`landscapes.play`): the true score of the instruction that the strategy
 would recommend then. *Sustained* is the number of calls from which on it always has 95 % of the
@@ -39,20 +40,21 @@ from benchmarks.landscapes import SPECS, Landscape, Playable, Run, play
 from benchmarks.record import RESULTS, commit, record
 
 CHECKPOINTS = (150, 250, 500, 1000, 3000)
-FIRST_SEED = {"development": 0, "report": 500_000}
+FIRST_SEED = {"development": 0, "report": 500_000, "report_2": 300_000}
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "default": {},
     "instructzero": {"examples": 20},
     "random": {"examples": 20},
     "ape": {},
 }
-LOOKS = "calls_to_target_looks"
+NAME = "calls_to_target"
+LOOKS = f"{NAME}_looks"
 SHARE = 0.95
 DEMO = "demo"
 KINDS = (*SPECS, DEMO)
 LEVELS = ("easy", "medium", "hard")
 MEASURES = ("sustained", "first_hit")
-EARLIER_REPORT = "calls_to_target_report_2"
+EARLIER_REPORT = "report_2"
 """An earlier block of report seeds that were played by the same search and read in the same way."""
 
 
@@ -200,12 +202,13 @@ def figure(landscape: str, rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     return drawn
 
 
-def count_look(strategies: Sequence[str], landscapes: Sequence[str]) -> None:
+def count_look(strategies: Sequence[str], landscapes: Sequence[str], first: int) -> None:
     """Write down that the report seeds are looked at, before they are."""
     path = RESULTS / f"{LOOKS}.json"
     looks = json.loads(path.read_text())["looks"] if path.exists() else []
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    look = {"at": now, "commit": commit(), "strategies": strategies, "landscapes": landscapes}
+    look = {"at": now, "commit": commit(), "first": first}
+    look |= {"strategies": strategies, "landscapes": landscapes}
     record(LOOKS, {"looks": [*looks, look]})
 
 
@@ -236,12 +239,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options = _parser().parse_args(None if arguments is None else list(arguments))
     if options.smoke:
         options.seeds, options.calls, options.landscapes = 2, 200, ["easy"]
-    seeds = {
-        "kind": "report" if options.report else "development",
-        "first": FIRST_SEED["report" if options.report else "development"],
-    }
+    kind = {None: "development", "latest": "report", "earlier": EARLIER_REPORT}[options.report]
+    seeds = {"kind": kind, "first": FIRST_SEED[kind]}
     if options.report and not options.smoke:
-        count_look(options.strategies, options.landscapes)
+        count_look(options.strategies, options.landscapes, seeds["first"])
     limits = {name: options.calls for name in options.strategies}
     limits["instructzero"] = options.baseline_calls or options.calls
     cells = [
@@ -251,7 +252,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         for seed in range(options.seeds)
     ]
     played = run_all(cells, options.workers)
-    name = f"calls_to_target_{seeds['kind']}"
+    name = f"{NAME}_{seeds['kind']}"
     rows = {} if options.smoke else earlier_rows(name, seeds)
     for landscape in options.landscapes:
         for strategy in options.strategies:
@@ -264,8 +265,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         return
     content = {"seeds": seeds, "share_of_best": SHARE, "options": OPTIONS}
     content |= {"rows": rows, "ratios": ratios}
-    if options.report:
-        earlier = json.loads((RESULTS / f"{EARLIER_REPORT}.json").read_text())["rows"]
+    if options.report == "latest":
+        earlier = json.loads((RESULTS / f"{NAME}_{EARLIER_REPORT}.json").read_text())["rows"]
         content["ratios_with_earlier_report"] = all_ratios([rows, earlier])
     path = record(name, content)
     for landscape in options.landscapes:
@@ -293,7 +294,13 @@ def _place(key: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--smoke", action="store_true", help="tiny, writes nothing")
-    parser.add_argument("--report", action="store_true", help="use the report seeds")
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const="latest",
+        choices=["latest", "earlier"],
+        help="use the report seeds, or the block of them before",
+    )
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--calls", type=int, default=3000)
     parser.add_argument("--baseline-calls", type=int, help="how far instructzero may run")

@@ -56,7 +56,7 @@ class DefaultOptions:
     guided_points: int = 28
     uniform_points: int = 4
     first_examples: int = 1
-    next_examples: int = 5
+    next_examples: int = 2
     stop_chance: float = 0.0
 
     def __post_init__(self) -> None:

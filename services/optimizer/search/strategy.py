@@ -35,6 +35,8 @@ class Problem:
         calls: evaluations the search may buy in all, None when not bounded.
         trials: distinct instructions the search may try in all, None when not bounded.
         calls_per_round: how many evaluations keep the target busy; a hint, a constant of the job.
+            The default is what a job with up to 16 calls in flight has bought or decided to buy
+            and not seen: two steps of eight.
         stop_score: a fully evaluated arm with at least this score ends the search; None: never.
     """
 
@@ -44,7 +46,7 @@ class Problem:
     given: tuple[str, ...] = ()
     calls: int | None = None
     trials: int | None = None
-    calls_per_round: int = 40
+    calls_per_round: int = 16
     stop_score: float | None = None
 
 
