@@ -49,7 +49,7 @@ from services.optimizer.search.strategy import Problem
 FIRST_SEED = 300_000
 KINDS = ("easy", "medium", "hard")
 BUDGETS = (300, 600, 1200)
-IN_FLIGHT = 40
+IN_FLIGHT = 16
 
 
 class Played(NamedTuple):
