@@ -20,7 +20,7 @@ from scipy.special import gammaln, ndtr, stdtr
 from services.optimizer.search.strategy import FloatArray
 
 LOOK_AHEAD = (5, 10, 20, 40)
-"""Numbers of examples r whose worth per call is compared. Two were a reason to buy long shots."""
+"""Numbers of examples r whose worth per call is compared."""
 TAIL = 6.0
 """Degrees of freedom of the belief about an arm without answers; each answer adds one."""
 
