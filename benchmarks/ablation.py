@@ -180,6 +180,12 @@ VARIANTS: Mapping[str, Variant] = {
         "lots of two are weighed too", {}, {"racing.LOOK_AHEAD": (2, *racing.LOOK_AHEAD)}
     ),
     "look ahead 5": Variant("no larger lots are weighed", {}, {"racing.LOOK_AHEAD": (5,)}),
+    "before 0021": Variant(
+        "lots of five, rounds of 40, heavier tails, lots of two weighed: all at once",
+        {"next_examples": 5},
+        {"racing.TAIL": 3.0, "racing.LOOK_AHEAD": (2, *racing.LOOK_AHEAD)},
+        calls_per_round=40,
+    ),
     "no refit": Variant("hyper-parameters of the prior", {}, {"race.REFIT_GROWTH": 1e9}),
 }
 

@@ -3,7 +3,7 @@
     python -m benchmarks.calls_to_target --smoke          # a minute, for correctness only
     python -m benchmarks.calls_to_target                  # development seeds
     python -m benchmarks.calls_to_target --report         # report seeds; each look is counted
-    python -m benchmarks.calls_to_target --report earlier # the block of report seeds before
+    python -m benchmarks.calls_to_target --report report_2  # the block of report seeds before
 
 Read off every 20 calls (`landscapes.play`): the true score of the instruction that the strategy
 would recommend then. *Sustained* is the number of calls from which on it always has 95 % of the
@@ -239,7 +239,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options = _parser().parse_args(None if arguments is None else list(arguments))
     if options.smoke:
         options.seeds, options.calls, options.landscapes = 2, 200, ["easy"]
-    kind = {None: "development", "latest": "report", "earlier": EARLIER_REPORT}[options.report]
+    kind = options.report or "development"
     seeds = {"kind": kind, "first": FIRST_SEED[kind]}
     if options.report and not options.smoke:
         count_look(options.strategies, options.landscapes, seeds["first"])
@@ -265,7 +265,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         return
     content = {"seeds": seeds, "share_of_best": SHARE, "options": OPTIONS}
     content |= {"rows": rows, "ratios": ratios}
-    if options.report == "latest":
+    if kind == "report":
         earlier = json.loads((RESULTS / f"{NAME}_{EARLIER_REPORT}.json").read_text())["rows"]
         content["ratios_with_earlier_report"] = all_ratios([rows, earlier])
     path = record(name, content)
@@ -297,8 +297,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--report",
         nargs="?",
-        const="latest",
-        choices=["latest", "earlier"],
+        const="report",
+        choices=["report", EARLIER_REPORT],
         help="use the report seeds, or the block of them before",
     )
     parser.add_argument("--seeds", type=int, default=20)
